@@ -1,0 +1,49 @@
+# Sets everything up in .venv and runs it. `make live ARGS="--pattern lattice"` passes options on.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest
+ARGS ?=
+
+.PHONY: live test test-all lint types floors fast wheel bench constraints clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1" # knows --group
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group dev
+	touch $(READY)
+
+live: $(READY)
+	@$(BIN)/lowdose live $(ARGS)
+
+bench: $(READY)
+	@$(BIN)/lowdose bench latency $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+floors: $(READY)
+	$(BIN)/lint-imports
+
+fast: $(READY)
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+# The wheel goes through the sdist, so that deleted files cannot leak in from build/.
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --quiet --outdir dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/wheel dist/*.whl
+	LOWDOSE_WHEEL=$(CURDIR)/build/wheel $(PYTEST) -m wheel tests/test_wheel.py
+
+test: lint types floors fast wheel
+
+test-all: lint types floors wheel
+	$(PYTEST) $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Everything at the microscope console: messages, sockets, assembly, the beam, the display."""

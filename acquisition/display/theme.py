@@ -1,0 +1,58 @@
+"""The window's colours and style sheet (imports nothing)."""
+
+from __future__ import annotations
+
+BACKGROUND = "#14171c"
+PANEL = "#1b1f26"
+FIELD = "#0d0f13"
+BORDER = "#2c333d"
+TEXT = "#d9dee6"
+QUIET = "#8b95a5"
+ACCENT = "#4c9be8"
+AMBER = "#e0a13c"
+RED = "#c8372d"
+GREEN = "#2f9e68"
+
+BEAM_COLOURS = {"scanning": GREEN, "blanked": "#46536a", "parked": "#39404b", "fault": RED}
+"""Beam state -> colour of its badge; everything else is shown as unknown."""
+UNKNOWN_COLOUR = "#7a5a1e"
+
+STYLE = f"""
+QWidget {{ background: {BACKGROUND}; color: {TEXT}; font-family: "Inter", "Segoe UI", "DejaVu Sans", sans-serif;
+    font-size: 12px; }}
+QLabel {{ background: transparent; }}
+QLabel#title {{ font-size: 13px; font-weight: 600; }}
+QLabel#note, QLabel#caption {{ color: {QUIET}; font-size: 11px; }}
+QLabel#value {{ font-size: 13px; }}
+QLabel#message {{ color: {QUIET}; }}
+QFrame#bar {{ background: {PANEL}; border-bottom: 1px solid {BORDER}; }}
+QFrame#foot {{ background: {PANEL}; border-top: 1px solid {BORDER}; }}
+QFrame#bar QWidget, QFrame#foot QWidget {{ background: transparent; }}
+QFrame#bar QComboBox, QFrame#bar QAbstractSpinBox {{ background: {FIELD}; border: 1px solid {BORDER};
+    border-radius: 4px; padding: 3px 6px; min-height: 20px; selection-background-color: {ACCENT}; }}
+QFrame#bar QComboBox:focus, QFrame#bar QAbstractSpinBox:focus {{ border-color: {ACCENT}; }}
+QFrame#bar QComboBox:disabled, QFrame#bar QAbstractSpinBox:disabled {{ color: #5b6472; }}
+QComboBox QAbstractItemView {{ background: {FIELD}; border: 1px solid {BORDER};
+    selection-background-color: {ACCENT}; }}
+QFrame#bar QPushButton {{ background: #2a313b; border: 1px solid #3a434f; border-radius: 4px; padding: 4px 11px;
+    min-height: 19px; }}
+QFrame#bar QPushButton:hover {{ background: #343d49; }}
+QFrame#bar QPushButton:pressed {{ background: #222831; }}
+QFrame#bar QPushButton:disabled {{ color: #5b6472; }}
+QFrame#bar QPushButton#blank {{ background: {RED}; border: 1px solid #e0584e; color: white; font-size: 14px;
+    font-weight: 700; padding: 4px 26px; }}
+QFrame#bar QPushButton#blank:hover {{ background: #dd453a; }}
+QFrame#bar QPushButton#blank:pressed {{ background: #9c271f; }}
+QFrame#alarm {{ background: {RED}; }}
+QFrame#alarm QLabel {{ color: white; font-size: 14px; font-weight: 600; }}
+QFrame#alarm QPushButton {{ background: transparent; border: 1px solid white; border-radius: 4px; color: white;
+    padding: 3px 12px; }}
+QFrame#help {{ background: {PANEL}; border: 1px solid {BORDER}; border-radius: 6px; }}
+QFrame#help QLabel {{ font-size: 13px; }}
+QToolTip {{ background: {PANEL}; color: {TEXT}; border: 1px solid {BORDER}; padding: 3px; }}
+"""
+
+
+def badge_style(colour: str) -> str:
+    """Return the style of a small coloured label."""
+    return f"background: {colour}; color: white; border-radius: 4px; padding: 3px 10px; font-weight: 700;"

@@ -1,0 +1,412 @@
+"""MicroscopeService: owns the controller, streams its samples, answers the operator, keeps the beam safe."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowdose.acquisition.beam_guard import BeamGuard
+from lowdose.acquisition.messages import Reply, SampleBlock, ScanEnd, ScanStart
+from lowdose.acquisition.realtime import collect, frozen_garbage_collector
+from lowdose.acquisition.sockets import SAMPLES_HWM, ControlServer, Publisher
+from lowdose.acquisition.status import StatusReport
+from lowdose.scan_patterns.dose import frame_dose_e_per_a2, visited_dose_e_per_a2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from lowdose.acquisition.controllers.base import Samples, ScanController
+    from lowdose.acquisition.messages import Request
+    from lowdose.acquisition.settings import (
+        BeamSettings,
+        DoseSettings,
+        NetworkSettings,
+        SafetySettings,
+        ScanSettings,
+    )
+    from lowdose.scan_patterns.grid import ScanGrid
+    from lowdose.scan_patterns.pattern import Pattern
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.01
+REPORT_EVERY_S = 0.2
+CONTROL_HELD_S = 3.0
+COLLECT_EVERY_S = 1.0
+MAX_SCANS_REMEMBERED = 8
+MIN_DWELL_US, MAX_DWELL_US = 1e-3, 1e6
+
+
+class MicroscopeService:
+    """Runs one controller. `start` makes two threads: one answers requests and watches the beam, one scans.
+
+    Parameters
+    ----------
+    controller : ScanController
+        Moves the beam; closed with the service.
+    grid : ScanGrid
+        Field of view.
+    scan, beam, dose, safety, network : settings
+        As configured.
+    make_pattern : callable
+        Makes a pattern of a mapping with `name` and parameters; ValueError says what is wrong.
+    pattern_names : tuple of str
+        What a display may offer.
+    """
+
+    def __init__(
+        self,
+        controller: ScanController,
+        grid: ScanGrid,
+        scan: ScanSettings,
+        beam: BeamSettings,
+        dose: DoseSettings,
+        safety: SafetySettings,
+        network: NetworkSettings,
+        *,
+        make_pattern: Callable[[Mapping[str, Any], ScanGrid], Pattern],
+        pattern_names: tuple[str, ...],
+    ) -> None:
+        self._controller, self._grid, self._scan, self._beam = controller, grid, scan, beam
+        self._make_pattern, self._pattern_names = make_pattern, pattern_names
+        self._publisher = Publisher(network.samples, hwm=SAMPLES_HWM)
+        try:
+            self._control = ControlServer(network.control)
+        except Exception:
+            self._publisher.close()
+            raise
+        self.guard = BeamGuard(controller, safety, dose, beam_current_pa=beam.current_pa, emit=self._publisher.publish)
+        self._lock = threading.Lock()
+        self._scans: dict[str, ScanStart] = {}
+        self._next: ScanStart = self._new_scan(dict(scan.pattern), scan.dwell_time_us)
+        self._current: ScanStart = self._next
+        self._controller.prepare(self._next.scan_id, self._next.paths)
+        self._seq = 0
+        self._frames_left: int | None = None
+        self._acquired = 0
+        self._error: BaseException | None = None
+        self._control_holder, self._control_seen_s = "", 0.0
+        self._stopping = threading.Event()
+        self._work: queue.Queue[tuple[bytes, Request] | None] = queue.Queue(maxsize=32)
+        self._done: queue.Queue[tuple[bytes, Any]] = queue.Queue()
+        self._threads: list[threading.Thread] = []
+        self._scan_thread: threading.Thread | None = None
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Where control and samples are bound."""
+        return {"control": self._control.endpoint, "samples": self._publisher.endpoint}
+
+    # --- lifetime ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to answer requests; the beam stays parked until somebody asks for a scan."""
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True)
+            for name, loop in (("control", self._answer), ("work", self._run_work))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, reason: str = "the microscope service ended") -> None:
+        """Make the beam safe, end all threads, close everything; twice is fine."""
+        self.guard.make_safe("service_ended", reason)
+        self._stopping.set()
+        self._work.put(None)
+        for thread in (*self._threads, self._scan_thread):
+            if thread is not None:
+                thread.join(timeout=5)
+        self._controller.close()
+        self._control.close()
+        self._publisher.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the service has failed or was closed; tell whether it is over."""
+        return self._stopping.wait(timeout_s)
+
+    def maybe_raise(self) -> None:
+        """Raise what ended a thread, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            logger.exception("the microscope service failed")
+            self._error = error
+            self.guard.make_safe("exception", f"{type(error).__name__}: {error}", "alarm")
+            self._stopping.set()
+
+    # --- control ----------------------------------------------------------------------------------------------------
+
+    def _answer(self) -> None:
+        """Answer quick requests at once, hand slow ones to the work thread, watch the beam at every tick."""
+        next_report_s = 0.0
+        while not self._stopping.is_set():
+            received = self._control.receive(TICK_S)
+            if received is not None:
+                self._dispatch(*received)
+            while not self._done.empty():
+                self._control.reply(*self._done.get())
+            self.guard.check()
+            if time.monotonic() >= next_report_s:
+                self._publish_report()
+                next_report_s = time.monotonic() + REPORT_EVERY_S
+
+    def _dispatch(self, address: bytes, request: Request) -> None:
+        if request.verb in ("configure", "describe_scan", "start"):
+            try:
+                self._work.put_nowait((address, request))
+            except queue.Full:
+                self._control.reply(address, Reply(request.request_id, error="busy: too many requests are waiting"))
+        else:
+            self._control.reply(address, self._reply(request))
+
+    def _run_work(self) -> None:
+        while (item := self._work.get()) is not None:
+            address, request = item
+            self._done.put((address, self._reply(request)))
+
+    def _reply(self, request: Request) -> Reply | ScanStart:
+        verbs: dict[str, Callable[[Request], dict[str, Any] | ScanStart]] = {
+            "status": self._do_status,
+            "take_control": self._do_take_control,
+            "configure": self._do_configure,
+            "start": self._do_start,
+            "stop": self._do_stop,
+            "blank": self._do_blank,
+            "park": self._do_stop,
+            "new_area": self._do_new_area,
+            "clear_alarm": self._do_clear_alarm,
+            "renew_lease": self._do_renew_lease,
+            "describe_scan": self._do_describe_scan,
+        }
+        if request.verb not in verbs:
+            return Reply(request.request_id, error=f"unknown verb {request.verb[:32]!r}: known are {', '.join(verbs)}")
+        try:
+            answer = verbs[request.verb](request)
+        except (ValueError, PermissionError, TypeError, MemoryError) as error:
+            return Reply(request.request_id, error=str(error) or type(error).__name__)
+        except Exception as error:  # a driver may raise anything; the service goes on answering
+            logger.exception("'%s' failed", request.verb)
+            return Reply(request.request_id, error=f"'{request.verb}' failed: {type(error).__name__}: {error}")
+        return answer if isinstance(answer, ScanStart) else Reply(request.request_id, result=answer)
+
+    def _require_control(self, request: Request) -> None:
+        held = time.monotonic() - self._control_seen_s < CONTROL_HELD_S
+        if held and self._control_holder != request.client and request.client != self.guard.lease_holder:
+            raise PermissionError(f"control is held by {self._control_holder}: this display only watches")
+
+    def _do_take_control(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        self._control_holder, self._control_seen_s = request.client, time.monotonic()
+        return {}
+
+    def _do_status(self, request: Request) -> dict[str, Any]:
+        return self._report_values()
+
+    def _do_configure(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        unknown = set(request.arguments) - {"pattern", "dwell_time_us"}
+        if unknown:
+            raise ValueError(f"configure takes pattern and dwell_time_us, got {', '.join(sorted(map(str, unknown)))}")
+        pattern = request.arguments.get("pattern", _spec_of(self._next))
+        if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
+            raise TypeError(f"pattern must be a map of name and parameters, got {type(pattern).__name__}")
+        dwell_time_us = request.arguments.get("dwell_time_us", self._next.dwell_time_us)
+        if isinstance(dwell_time_us, bool) or not isinstance(dwell_time_us, int | float):
+            raise TypeError(f"dwell_time_us must be a number, got {type(dwell_time_us).__name__}")
+        scan = self._new_scan(pattern, float(dwell_time_us))
+        self._controller.prepare(scan.scan_id, scan.paths)
+        self._next = scan
+        if self.guard.state != "scanning":
+            self._current = scan
+        return self._scan_values(scan)
+
+    def _do_start(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        frames = request.arguments.get("frames")
+        if frames is not None and (type(frames) is not int or frames < 1):
+            raise ValueError(f"frames must be an integer >= 1, got {frames!r}")
+        with self._lock:
+            if self.guard.state == "scanning":
+                raise PermissionError("a scan is running: stop it first")
+            if self._scan_thread is not None:
+                self._scan_thread.join(timeout=5)
+            self.guard.require_budget(self._next.path_of(0))
+            self._frames_left = frames
+            self._controller.start(self._admit)
+            self.guard.ensure_lease(request.client)
+            self.guard.begin_scanning()
+            self._scan_thread = threading.Thread(
+                target=self._guarded, args=(self._scan_loop,), name="scan", daemon=True
+            )
+            self._scan_thread.start()
+        return self._scan_values(self._next)
+
+    def _do_stop(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        self.guard.make_safe("stopped", f"stopped by {request.client}")
+        return {}
+
+    def _do_blank(self, request: Request) -> dict[str, Any]:
+        self.guard.make_safe("blanked", f"blanked by {request.client}")
+        return {}
+
+    def _do_new_area(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        return {"area_id": self.guard.new_area()}
+
+    def _do_clear_alarm(self, request: Request) -> dict[str, Any]:
+        self.guard.clear_alarm()
+        return {}
+
+    def _do_renew_lease(self, request: Request) -> dict[str, Any]:
+        self.guard.renew_lease(request.client)
+        return {}
+
+    def _do_describe_scan(self, request: Request) -> ScanStart:
+        scan_id = request.arguments.get("scan_id") or self._current.scan_id
+        if scan_id not in self._scans:
+            raise ValueError(f"no scan {scan_id!r} is known here")
+        return self._scans[scan_id]
+
+    # --- scanning ---------------------------------------------------------------------------------------------------
+
+    def _new_scan(self, pattern: Mapping[str, Any], dwell_time_us: float) -> ScanStart:
+        """Expand a pattern into a scan, refusing what the controller cannot do; nothing moves yet."""
+        if not MIN_DWELL_US <= dwell_time_us <= MAX_DWELL_US:
+            raise ValueError(
+                f"dwell_time_us must be > 0 and {MIN_DWELL_US:g} to {MAX_DWELL_US:g}, got {dwell_time_us:g}"
+            )
+        rng = np.random.default_rng(self._scan.seed)
+        made = self._make_pattern(pattern, self._grid)
+        paths = made.paths(self._grid, dwell_time_us=dwell_time_us, rng=rng)
+        for path in paths:
+            self._controller.limits.require(path)
+        scan = ScanStart(
+            scan_id=uuid.uuid4().hex,
+            paths=paths,
+            pattern={**pattern, "seed": self._scan.seed},
+            channels=self._scan.channels,
+            dwell_time_us=dwell_time_us,
+            beam_current_pa=self._beam.current_pa,
+            energy_kev=self._beam.energy_kev,
+            area_id=self.guard.area_id,
+            replay_of=None,
+            wall_clock_ns=time.time_ns(),
+            t_ns=time.monotonic_ns(),
+        )
+        self._scans[scan.scan_id] = scan
+        while len(self._scans) > MAX_SCANS_REMEMBERED:
+            self._scans.pop(next(iter(self._scans)))
+        return scan
+
+    def _admit(self, scan_id: str, path: Any) -> bool:
+        if self._frames_left == 0 or not self.guard.admit(path):
+            return False
+        if self._frames_left is not None:
+            self._frames_left -= 1
+        return True
+
+    def _scan_loop(self) -> None:
+        """Stream the controller's samples; whatever ends the loop, the beam is off after it."""
+        announced, last_frame, collected_s = "", 0, time.monotonic()
+        with frozen_garbage_collector():
+            try:
+                for samples in self._controller.blocks():
+                    if samples.scan_id != announced:
+                        if announced:
+                            self._publisher.publish(ScanEnd(announced, last_frame, "another scan follows"))
+                        announced = samples.scan_id
+                        self._announce(announced)
+                    self._publish_block(samples)
+                    last_frame = samples.frame_index
+                    if samples.ends_frame:
+                        self._acquired += 1
+                        if time.monotonic() - collected_s > COLLECT_EVERY_S:
+                            collect()
+                            collected_s = time.monotonic()
+            finally:
+                self.guard.make_safe("scan_ended", "the scan ended")
+                if announced:
+                    self._publisher.publish(ScanEnd(announced, last_frame, "stopped"))
+
+    def _announce(self, scan_id: str) -> None:
+        self._current = self._scans[scan_id]
+        self._publisher.publish(self._current)
+        self._publish_report()
+
+    def _publish_block(self, samples: Samples) -> None:
+        self._publisher.publish(
+            SampleBlock(
+                scan_id=samples.scan_id,
+                path_digest=samples.path.digest,
+                frame_index=samples.frame_index,
+                first=samples.first,
+                counts=samples.counts,
+                seq=self._seq,
+                t_first_ns=samples.t_first_ns,
+                t_last_ns=samples.t_last_ns,
+                t_sent_ns=time.monotonic_ns(),
+            )
+        )
+        self._seq += 1
+
+    # --- status -----------------------------------------------------------------------------------------------------
+
+    def _publish_report(self) -> None:
+        self._publisher.publish(StatusReport("microscope", time.monotonic_ns(), self._report_values()))
+
+    def _report_values(self) -> dict[str, Any]:
+        guard = self.guard
+        held = time.monotonic() - self._control_seen_s < CONTROL_HELD_S
+        return {
+            "state": guard.state,
+            "alarm": guard.alarm,
+            "acquired": self._acquired,
+            "area_id": guard.area_id,
+            "dose_area_e_per_a2": guard.area_dose_e_per_a2,
+            "lease_holder": guard.lease_holder,
+            "control_holder": self._control_holder if held else "",
+            "dead_man": self._controller.limits.dead_man,
+            "patterns": self._pattern_names,
+            "has_listener": self._publisher.has_listener("samples"),
+            "garbage": self._control.garbage,
+            **self._scan_values(self._current),
+        }
+
+    def _scan_values(self, scan: ScanStart) -> dict[str, Any]:
+        path = scan.paths[0]
+        parameters = {key: value for key, value in _spec_of(scan).items() if key != "name"}
+        return {
+            "scan_id": scan.scan_id,
+            "pattern": scan.pattern["name"],
+            "pattern_parameters": parameters,
+            "coverage": path.coverage,
+            "coverage_nominal": parameters.get("coverage", path.coverage),
+            "dwell_time_us": scan.dwell_time_us,
+            "frame_ms": path.duration_us / 1e3,
+            "dose_e_per_a2": frame_dose_e_per_a2(path, scan.beam_current_pa),
+            "dose_visited_e_per_a2": visited_dose_e_per_a2(path, scan.beam_current_pa),
+        }
+
+
+def _spec_of(scan: ScanStart) -> dict[str, Any]:
+    return {key: value for key, value in scan.pattern.items() if key != "seed"}

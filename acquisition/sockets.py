@@ -1,0 +1,264 @@
+"""Sockets: the only door to ZeroMQ. Publish and subscribe, request and reply, both with bounded memory.
+
+A socket belongs to one thread; only `Publisher.publish` may be called from any.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from lowdose.acquisition.messages import Reply, Request
+from lowdose.acquisition.wire import MAX_PART_BYTES, Message, Topic, WireError, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_HWM = 150
+"""300 ms of blocks of 2 ms."""
+FRAMES_HWM = 2
+STATUS_HWM = 1000
+HEARTBEAT_MS = 500
+LINGER_MS = 200
+
+
+class EndpointError(ValueError):
+    """An endpoint cannot be bound as configured."""
+
+
+class ControlRefusedError(RuntimeError):
+    """The microscope service refused a request; the message says why."""
+
+
+class _Socket:
+    """A configured socket that closes once."""
+
+    def __init__(self, kind: int, *, hwm: int) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+        self._socket.set_hwm(hwm)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * HEARTBEAT_MS)
+        self.garbage = 0
+
+    def _bind(self, endpoint: str) -> str:
+        require_loopback(endpoint)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise EndpointError(_bind_advice(endpoint, error)) from None
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _decode(self, buffers: Sequence[zmq.Frame]) -> Message | None:
+        try:
+            return decode([frame.buffer for frame in buffers])
+        except WireError as error:
+            self.garbage += 1
+            if self.garbage in (1, 10, 100) or self.garbage % 1000 == 0:
+                logger.warning("garbage on a socket, %d so far: %s", self.garbage, error)
+            return None
+
+    def close(self) -> None:
+        """Close the socket; twice is fine."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Publisher(_Socket):
+    """Sends to whoever listens and never waits: a slow listener loses messages, which it can count.
+
+    Parameters
+    ----------
+    endpoint : str
+        Bound; port 0 takes a free one, see `endpoint`.
+    hwm : int
+        Messages kept for each listener.
+    """
+
+    def __init__(self, endpoint: str, *, hwm: int) -> None:
+        super().__init__(zmq.XPUB, hwm=hwm)
+        self._lock = threading.Lock()
+        self._listened: set[str] = set()
+        self.endpoint = self._bind(endpoint)
+
+    def publish(self, message: Message) -> None:
+        """Send a message to all listeners of its topic; from any thread."""
+        buffers = encode(message)
+        large = len(buffers) > 2 and max(len(buffer) for buffer in buffers) > 65_536
+        with self._lock:
+            if not self._socket.closed:
+                self._socket.send_multipart(buffers, copy=not large)
+
+    def has_listener(self, topic: Topic) -> bool:
+        """Tell whether anybody has subscribed to a topic."""
+        with self._lock:
+            while not self._socket.closed and self._socket.poll(0):
+                word = self._socket.recv()
+                if word[:1] == b"\x01":
+                    self._listened.add(word[1:].decode(errors="replace"))
+                elif word[:1] == b"\x00":
+                    self._listened.discard(word[1:].decode(errors="replace"))
+        return topic in self._listened
+
+    def close(self) -> None:
+        """Close the socket; twice is fine."""
+        with self._lock:
+            super().close()
+
+
+class Subscriber(_Socket):
+    """Listens to topics of one publisher.
+
+    Parameters
+    ----------
+    endpoint : str
+        Connected to, whether the publisher is there yet or not.
+    topics : sequence of str
+        What to listen to.
+    hwm : int
+        Messages kept until they are received.
+    """
+
+    def __init__(self, endpoint: str, topics: Sequence[Topic], *, hwm: int) -> None:
+        super().__init__(zmq.SUB, hwm=hwm)
+        for topic in topics:
+            self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
+        self._socket.connect(endpoint)
+
+    def receive(self, timeout_s: float = 0.0) -> Message | None:
+        """Return the next message, or None if none came in time; garbage is counted and passed over."""
+        deadline = time.monotonic() + timeout_s
+        while self._socket.poll(max(0, round(1000 * (deadline - time.monotonic())))):
+            message = self._decode(self._socket.recv_multipart(copy=False))
+            if message is not None:
+                return message
+        return None
+
+
+def wait_any(subscribers: Sequence[Subscriber], timeout_s: float) -> None:
+    """Return as soon as one of the subscribers has something, or after `timeout_s`."""
+    poller = zmq.Poller()
+    for subscriber in subscribers:
+        poller.register(subscriber._socket, zmq.POLLIN)  # noqa: SLF001 same room
+    poller.poll(round(1000 * timeout_s))
+
+
+class ControlServer(_Socket):
+    """The service's side of request and reply."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(zmq.ROUTER, hwm=100)
+        self.endpoint = self._bind(endpoint)
+
+    def receive(self, timeout_s: float) -> tuple[bytes, Request] | None:
+        """Return the sender's address and its request, or None if none came in time."""
+        if not self._socket.poll(round(1000 * timeout_s)):
+            return None
+        address, *buffers = self._socket.recv_multipart(copy=False)
+        message = self._decode(buffers)
+        return (bytes(address.buffer), message) if isinstance(message, Request) else None
+
+    def reply(self, address: bytes, message: Message) -> None:
+        """Answer; a client that has gone meanwhile is no error."""
+        self._socket.send_multipart([address, *encode(message)])
+
+
+class ControlClient(_Socket):
+    """The client's side of request and reply; for one thread.
+
+    Parameters
+    ----------
+    endpoint : str
+        The service's control endpoint.
+    name : str
+        Who asks, as shown to people.
+    """
+
+    def __init__(self, endpoint: str, name: str) -> None:
+        super().__init__(zmq.DEALER, hwm=100)
+        self.name = name
+        self.endpoint = endpoint
+        self._last_id = 0
+        self._socket.connect(endpoint)
+
+    def request(self, verb: str, arguments: dict[str, Any], timeout_s: float) -> Message:
+        """Send a request and return its answer.
+
+        Raises
+        ------
+        TimeoutError
+            If none came in time.
+        ControlRefusedError
+            If the service said no.
+        """
+        self._last_id += 1
+        self._socket.send_multipart(encode(Request(self.name, self._last_id, verb, arguments)))
+        deadline = time.monotonic() + timeout_s
+        while self._socket.poll(max(0, round(1000 * (deadline - time.monotonic())))):
+            message = self._decode(self._socket.recv_multipart(copy=False))
+            if isinstance(message, Reply) and message.request_id == self._last_id:
+                return self._checked(message)
+            if message is not None and not isinstance(message, Reply):
+                return message
+        raise TimeoutError(
+            f"no answer to '{verb}' from {self.endpoint} within {timeout_s:g} s: is the microscope service up?"
+        )
+
+    @staticmethod
+    def _checked(reply: Reply) -> Reply:
+        if reply.error:
+            raise ControlRefusedError(reply.error)
+        return reply
+
+
+def require_loopback(endpoint: str) -> None:
+    """Raise EndpointError unless nobody on another machine can reach the endpoint.
+
+    Examples
+    --------
+    >>> require_loopback("tcp://127.0.0.1:5750")
+    """
+    if not endpoint.startswith("tcp://"):
+        return
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise EndpointError(
+            f"refusing to bind {endpoint}: only loopback (127.0.0.1) may be bound, since whoever reaches the "
+            "port could steer the beam. Use an SSH tunnel: ssh -L 5750:127.0.0.1:5750 …"
+        )
+
+
+def free_endpoint() -> str:
+    """Return a loopback TCP endpoint whose port is free now."""
+    probe: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
+    with probe:
+        probe.bind("tcp://127.0.0.1:0")
+        return str(probe.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def _bind_advice(endpoint: str, error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return (
+            f"{endpoint} is in use by another program: end it, or set another port under network in the configuration"
+        )
+    return f"cannot bind {endpoint}: {error.strerror}. Expected tcp://127.0.0.1:PORT, ipc://PATH or inproc://NAME"

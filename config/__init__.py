@@ -1,0 +1,1 @@
+"""Names to objects: settings, the composition root, processes, the command line."""

@@ -1,0 +1,142 @@
+"""`lowdose bench latency`: the real pipeline with an offscreen window, timed stage by stage."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from lowdose.config.build import require_usable
+from lowdose.config.child import stop_event
+from lowdose.config.launch import Supervisor, with_free_ports
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lowdose.config.schema import LowdoseSettings
+
+WARM_UP = 50
+"""Frames shown before counting begins, besides those before the linear map is ready."""
+
+STAGES = (
+    ("send", "last_sample", "sent"),
+    ("samples on the wire", "sent", "received"),
+    ("assemble", "received", "assembled"),
+    ("look up maps", "assembled", "prepared"),
+    ("frame on the wire", "finished", "arrived"),
+    ("paint", "arrived", "painted"),
+)
+PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+
+
+def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | None) -> int:
+    """Run the pipeline as `live` does, an offscreen window included, and print a table of what was measured."""
+    paths = require_usable(settings)
+    with tempfile.TemporaryDirectory(prefix="lowdose-bench-") as folder:
+        trace = Path(folder) / "trace.json"
+        options = ["--frames", str(3 * WARM_UP + frames), "--trace", str(trace)]
+        offscreen = {"QT_QPA_PLATFORM": "offscreen"}
+        with Supervisor(
+            with_free_ports(settings, lambda _: False), options, display_environment=offscreen
+        ) as supervisor:
+            code = supervisor.run(stop_event(child=False))
+        if code != 0 or not trace.exists():
+            return code or 1
+        traced = json.loads(trace.read_text(encoding="utf-8"))
+    figures = latency_figures(traced, size=settings.grid.rows, floor_ms=paths[0].duration_us / 1e3)
+    _print(figures)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def latency_figures(traced: dict[str, Any], *, size: int, floor_ms: float) -> dict[str, Any]:
+    """Return the figures of traced frames, the warm-up left out.
+
+    Parameters
+    ----------
+    traced : dict
+        `stamps` of every painted frame [ns], and the `summary` of the display.
+    size : int
+        Edge of the field [pixel].
+    floor_ms : float
+        Duration of one frame's scan: no picture can be newer than its first sample by less [ms].
+    """
+    final = traced["stamps"][-1]["engine"]
+    first = next(i for i, frame in enumerate(traced["stamps"]) if frame["engine"] == final)
+    kept = traced["stamps"][first + WARM_UP :]
+    stamps = {key: np.array([f[key] for f in kept]) for key in kept[0] if key not in ("scan_id", "engine")}
+    engine_ns = stamps["engine_ns"]
+    end_to_end = _ms(stamps, "last_sample", "painted")
+    worst = kept[int(np.argmax(end_to_end))]
+    stages = {name: _percentiles(_ms(stamps, begin, end)) for name, begin, end in STAGES}
+    stages["fill, normalise"] = _percentiles(_ms(stamps, "prepared", "finished") - engine_ns / 1e6)
+    stages["engine"] = _percentiles(engine_ns / 1e6)
+    return {
+        "frames": len(kept),
+        "warm_up": first + WARM_UP,
+        "dropped": traced["summary"]["dropped"],
+        "gaps": traced["summary"]["gaps"],
+        "skipped": traced["summary"]["skipped"],
+        "fps": traced["summary"]["fps"],
+        "size": size,
+        "pattern": traced["summary"]["pattern"],
+        "coverage": traced["summary"]["coverage"],
+        "engine": final,
+        "floor_ms": floor_ms,
+        "end_to_end_ms": {**_percentiles(end_to_end), "worst_frame": f"{worst['scan_id'][:8]}/{worst['frame_index']}"},
+        "pipeline_ms": _percentiles(_ms(stamps, "last_sample", "arrived") - engine_ns / 1e6),
+        "paint_ms": _percentiles(_ms(stamps, "arrived", "painted")),
+        "stages": stages,
+        "machine": _machine(),
+    }
+
+
+def _ms(stamps: dict[str, NDArray[np.int64]], begin: str, end: str) -> NDArray[np.float64]:
+    return np.asarray((stamps[end] - stamps[begin]) / 1e6)
+
+
+def _percentiles(values_ms: NDArray[np.float64]) -> dict[str, float]:
+    return {name: round(float(np.percentile(values_ms, q)), 3) for name, q in PERCENTILES.items()}
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    memory_gib = psutil.virtual_memory().total / 2**30
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{model}, {psutil.cpu_count()} cores, {memory_gib:.0f} GiB, {system}"
+
+
+def _print(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = (
+        f"{figures['size']}x{figures['size']} {figures['pattern']}, coverage {figures['coverage']:.4f}, engine "
+        f"{figures['engine']}: {figures['frames']} frames after {figures['warm_up']} of warm-up, "
+        f"{figures['fps']:.1f} shown/s"
+    )
+    table = Table("ms", *PERCENTILES, title=title)
+    rows = {
+        "end to end (last sample to painted)": figures["end_to_end_ms"],
+        "pipeline (last sample to received, less engine)": figures["pipeline_ms"],
+        "paint (received to drawn)": figures["paint_ms"],
+        **{f"  {name}": values for name, values in figures["stages"].items()},
+    }
+    for name, values in rows.items():
+        table.add_row(name, *(f"{values[p]:.2f}" for p in PERCENTILES))
+    console = Console(width=110)
+    console.print(table)
+    console.print(
+        f"dropped {figures['dropped']}, gaps {figures['gaps']}, skipped {figures['skipped']}; worst frame "
+        f"{figures['end_to_end_ms']['worst_frame']}; floor: scanning one frame takes {figures['floor_ms']:.2f} ms"
+    )
+    console.print(figures["machine"])

@@ -1,0 +1,126 @@
+"""Composition root: from settings to running services."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from lowdose.config.errors import ConfigError
+from lowdose.config.registry import TABLES, make_pattern, make_plug_in, plug_in_class
+from lowdose.reconstruction.engines import AUTO
+
+if TYPE_CHECKING:
+    from lowdose.acquisition.controllers.base import ScanController
+    from lowdose.acquisition.microscope import MicroscopeService
+    from lowdose.config.schema import LowdoseSettings
+    from lowdose.reconstruction.engine import Engine
+    from lowdose.reconstruction.service import ReconstructionService
+    from lowdose.scan_patterns.path import ScanPath
+
+BYTES_PER_PIXEL = 300
+"""Peak memory of all services together: infill maps, frames on their way, specimen."""
+
+
+def require_usable(settings: LowdoseSettings) -> tuple[ScanPath, ...]:
+    """Check everything that can be wrong before anything is started; return the paths that would be scanned.
+
+    Raises
+    ------
+    ConfigError
+        If the grid does not fit into memory, a plug-in or its parameters are unknown, the specimen cannot be read.
+    """
+    require_memory(settings)
+    paths = make_paths(settings)
+    for stage in settings.stages:
+        engine_class(stage.complete)
+    make_plug_in("controller", settings.controller, local=True)
+    source = make_plug_in("specimen", settings.specimen, local=True)
+    try:
+        source.open(settings.grid.build())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"specimen: {error}") from None
+    return paths
+
+
+def require_memory(settings: LowdoseSettings) -> None:
+    """Raise ConfigError if frames of this grid do not fit into the memory that is free."""
+    grid = settings.grid.build()
+    needed = grid.n_pixels * len(settings.scan.channels) * BYTES_PER_PIXEL
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"a grid of {grid.rows} x {grid.cols} needs about {needed / 2**30:.1f} GiB of memory, "
+            f"{free / 2**30:.1f} GiB are free: set a smaller grid.rows and grid.cols"
+        )
+
+
+def make_paths(settings: LowdoseSettings) -> tuple[ScanPath, ...]:
+    """Return the paths of one cycle of the configured scan."""
+    grid, scan = settings.grid.build(), settings.scan
+    pattern = make_pattern(scan.pattern, grid, local=True)
+    try:
+        return pattern.paths(grid, dwell_time_us=scan.dwell_time_us, rng=np.random.default_rng(scan.seed))
+    except ValueError as error:
+        raise ConfigError(f"pattern '{scan.pattern.get('name')}': {error}") from None
+
+
+def build_controller(settings: LowdoseSettings) -> ScanController:
+    """Return the configured controller; the simulated one gets the configured specimen to look at."""
+    from lowdose.simulator.controller import Simulated
+
+    controller = make_plug_in("controller", settings.controller, local=True)
+    if not isinstance(controller, Simulated):
+        return controller  # type: ignore[no-any-return]
+    try:
+        specimen = make_plug_in("specimen", settings.specimen, local=True).open(settings.grid.build())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"specimen: {error}") from None
+    n_channels = len(settings.scan.channels)
+    return controller.open(specimen, n_channels=n_channels, beam_current_pa=settings.beam.current_pa)
+
+
+def build_microscope(settings: LowdoseSettings) -> MicroscopeService:
+    """Return the microscope service, its endpoints bound, the beam parked."""
+    from lowdose.acquisition.microscope import MicroscopeService
+
+    require_memory(settings)
+    make_paths(settings)
+    own = settings.scan.pattern.get("name")
+    return MicroscopeService(
+        build_controller(settings),
+        settings.grid.build(),
+        settings.scan,
+        settings.beam,
+        settings.dose,
+        settings.safety,
+        settings.network,
+        make_pattern=partial(_make_allowed_pattern, str(own)),
+        pattern_names=tuple(dict.fromkeys([*TABLES["pattern"], str(own)])),
+    )
+
+
+def _make_allowed_pattern(own_name: str, mapping: Any, grid: Any) -> Any:
+    """Make a pattern asked for over a socket: of the shipped table, or the user's own that was configured here."""
+    return make_pattern(mapping, grid, local=mapping.get("name") == own_name)
+
+
+def engine_class(name: str) -> type:
+    """Return an engine's class; `auto` is the best one installed."""
+    return plug_in_class("engine", "linear" if name == AUTO else name, local=True)
+
+
+def build_engines(settings: LowdoseSettings) -> list[Engine]:
+    """Return one engine for each stage."""
+    return [engine_class(stage.complete)() for stage in settings.stages]
+
+
+def build_reconstruction(settings: LowdoseSettings) -> ReconstructionService:
+    """Return the reconstruction service, its endpoint bound."""
+    from lowdose.reconstruction.pipeline import Reconstructor
+    from lowdose.reconstruction.service import ReconstructionService
+
+    require_memory(settings)
+    return ReconstructionService(Reconstructor(build_engines(settings)), settings.network)

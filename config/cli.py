@@ -1,0 +1,223 @@
+"""The command line: every subcommand loads settings, builds, runs. Heavy imports happen inside the subcommands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="lowdose",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Live completion of sparse STEM scans.",
+)
+pattern_app = typer.Typer(no_args_is_help=True, help="Scan patterns as a table, a picture or a file.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure, honest about what is counted.")
+app.add_typer(pattern_app, name="pattern")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[str | None, typer.Argument(help="Name of a preset, or path of a YAML file.")]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="Name of a preset, or path of a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=VALUE", help="Override a setting.")]
+Images = Annotated[Path | None, typer.Option(help="Image file or folder to use as the specimen.")]
+PatternName = Annotated[str | None, typer.Option("--pattern", help="Name of a scan pattern.")]
+Coverage = Annotated[str | None, typer.Option(help="Published nominal coverage, 0.05 or 1/20.")]
+TrueCoverage = Annotated[str | None, typer.Option(help="Visited share of all pixels, solved for.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="End after so many frames shown.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
+Picture = Annotated[Path | None, typer.Option(help="Write measured and completed picture here at the end (PNG).")]
+IsChild = Annotated[bool, typer.Option("--child", hidden=True, help="End when standard input ends.")]
+
+
+def main() -> None:
+    """Run the command line: exit code 2 for wrong input, 1 for a failure, never a traceback for a user's mistake."""
+    logging.basicConfig(
+        level=os.environ.get("LOWDOSE_LOG", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        app()
+    except ValueError as error:  # ConfigError, EndpointError and every check at a public border
+        logging.getLogger(__name__).debug("wrong input", exc_info=True)
+        _complain(str(error))
+        sys.exit(2)
+    except (RuntimeError, OSError) as error:
+        logging.getLogger(__name__).debug("failure", exc_info=True)
+        _complain(str(error))
+        sys.exit(1)
+
+
+def _complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+
+
+@app.command()
+def live(
+    config: Config = None,
+    overrides: Overrides = None,
+    images: Images = None,
+    pattern: PatternName = None,
+    coverage: Coverage = None,
+    true_coverage: TrueCoverage = None,
+    headless: Annotated[bool, typer.Option("--headless", help="No window.")] = False,
+    frames: Frames = None,
+    picture: Picture = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Run the whole pipeline on one machine: microscope, reconstruction and window."""
+    from lowdose.config.live import run_live
+
+    settings = _settings(
+        config, overrides, images=images, pattern=pattern, coverage=coverage, true_coverage=true_coverage
+    )
+    sys.exit(
+        run_live(
+            settings,
+            headless=headless,
+            frames=frames,
+            picture=picture,
+            json_file=json_file,
+            named=_named(config, overrides),
+        )
+    )
+
+
+@app.command()
+def microscope(config: ConfigOption = None, overrides: Overrides = None, child: IsChild = False) -> None:
+    """Run the microscope service alone."""
+    from lowdose.config.build import build_microscope
+    from lowdose.config.child import run_service
+
+    run_service(build_microscope(_settings(config, overrides)), child=child)
+
+
+@app.command()
+def reconstruct(config: ConfigOption = None, overrides: Overrides = None, child: IsChild = False) -> None:
+    """Run the reconstruction service alone."""
+    from lowdose.config.build import build_reconstruction
+    from lowdose.config.child import run_service
+
+    run_service(build_reconstruction(_settings(config, overrides)), child=child)
+
+
+@app.command()
+def display(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    frames: Frames = None,
+    picture: Picture = None,
+    json_file: JsonFile = None,
+    headless: Annotated[bool, typer.Option("--headless", hidden=True)] = False,
+    trace: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    child: IsChild = False,
+) -> None:
+    """Run the operator's window alone."""
+    from lowdose.config.live import run_display
+
+    run_display(
+        _settings(config, overrides),
+        headless=headless,
+        frames=frames,
+        picture=picture,
+        json_file=json_file,
+        trace=trace,
+        child=child,
+    )
+
+
+@pattern_app.command("list")
+def pattern_list() -> None:
+    """List the scan patterns and their parameters."""
+    from lowdose.config.patterns import print_table
+
+    print_table()
+
+
+@pattern_app.command("show")
+def pattern_show(
+    name: Annotated[str, typer.Argument(help="Name of a scan pattern.")],
+    coverage: Coverage = None,
+    true_coverage: TrueCoverage = None,
+    shape: Annotated[int, typer.Option(min=1, help="Edge of the square field [pixel].")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of random patterns.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
+) -> None:
+    """Draw where the beam goes and print what it costs."""
+    from lowdose.config.patterns import show
+
+    show(name, coverage=coverage, true_coverage=true_coverage, shape=shape, seed=seed, out=out or Path(f"{name}.png"))
+
+
+@pattern_app.command("export")
+def pattern_export(
+    name: Annotated[str, typer.Argument(help="Name of a scan pattern.")],
+    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    coverage: Coverage = None,
+    true_coverage: TrueCoverage = None,
+    shape: Annotated[int, typer.Option(min=1, help="Edge of the square field [pixel].")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of random patterns.")] = 0,
+    dwell_time_us: Annotated[float, typer.Option(help="Nominal dwell time [µs].")] = 1.0,
+) -> None:
+    """Write the probe positions as CSV: row,col,dwell_time_us,jump."""
+    from lowdose.config.patterns import export
+
+    export(
+        name,
+        coverage=coverage,
+        true_coverage=true_coverage,
+        shape=shape,
+        seed=seed,
+        dwell_time_us=dwell_time_us,
+        out=out,
+    )
+
+
+@bench_app.command("latency")
+def bench_latency(
+    frames: Annotated[int, typer.Option(min=10, help="Frames measured, after the warm-up.")] = 500,
+    size: Annotated[int, typer.Option(min=32, help="Edge of the square field [pixel].")] = 512,
+    pattern: PatternName = None,
+    coverage: Coverage = None,
+    images: Images = None,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the live pipeline from the last sample to the painted frame, stage by stage."""
+    from lowdose.config.bench import run_latency
+
+    sizes = [f"grid.rows={size}", f"grid.cols={size}"]
+    settings = _settings(None, [*sizes, *(overrides or [])], images=images, pattern=pattern, coverage=coverage)
+    sys.exit(run_latency(settings, frames=frames, json_file=json_file))
+
+
+@app.command()
+def doctor(gpu: Annotated[bool, typer.Option("--gpu", help="Look closer at the GPU.")] = False) -> None:
+    """Tell what is installed, what would run where, and what is missing."""
+    from lowdose.config.doctor import examine
+
+    sys.exit(examine(gpu=gpu))
+
+
+def _settings(config: str | None, overrides: list[str] | None, **options: Any) -> Any:
+    """Return settings with the options of the command line on top."""
+    from lowdose.config.loading import load_settings
+    from lowdose.config.options import with_options
+
+    return with_options(load_settings(config, overrides or []), **options)
+
+
+def _named(config: str | None, overrides: list[str] | None) -> Any:
+    """Return a test of whether the user named an endpoint."""
+    from lowdose.config.loading import named_endpoints
+
+    names = named_endpoints(config, overrides or [])
+    return names.__contains__
+
+
+if __name__ == "__main__":
+    main()

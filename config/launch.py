@@ -1,0 +1,207 @@
+"""Processes and supervision: `live` as one parent and a child for each service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowdose.acquisition.client import MicroscopeClient
+from lowdose.acquisition.settings import NetworkSettings
+from lowdose.acquisition.sockets import ControlRefusedError, free_endpoint
+from lowdose.config.loading import dump_settings
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from lowdose.config.schema import LowdoseSettings
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.05
+RENEW_EVERY_S = 0.25
+READY_WITHIN_S = 30.0
+END_WITHIN_S = 1.5
+RESTARTS_ALLOWED = 3
+RESTARTS_WITHIN_S = 60.0
+ENDED_BY_USER, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+@dataclass
+class Child:
+    """One service process, started as its own subcommand."""
+
+    name: str
+    arguments: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    started_s: deque[float] = field(default_factory=deque)
+
+    def start(self) -> None:
+        """Start it; its standard input is what tells it that this process lives."""
+        command = [sys.executable, "-m", "lowdose.config.cli", *self.arguments, "--child"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **self.environment})  # noqa: S603
+        self.started_s.append(time.monotonic())
+        logger.info("%s is process %d", self.name, self.process.pid)
+
+    def ended(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def may_restart(self) -> bool:
+        """Tell whether it was started at most 3 times again within the last minute."""
+        while self.started_s and time.monotonic() - self.started_s[0] > RESTARTS_WITHIN_S:
+            self.started_s.popleft()
+        return len(self.started_s) <= RESTARTS_ALLOWED
+
+    def ask_to_end(self) -> None:
+        """Close its standard input, which it takes as the word to end."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def end(self, deadline_s: float) -> None:
+        """Wait for its end until the deadline, then kill it."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("%s did not end in time: killed", self.name)
+            self.process.kill()
+            self.process.wait()
+
+
+class Supervisor:
+    """Starts the services, begins the scan, keeps its lease, and ends everything when one of the reasons comes.
+
+    The microscope service dead: everything ends with code 1. Reconstruction or display dead: logged, counted, started
+    again, at most 3 times in 60 s, while the scan goes on. The display ended by its operator, or a signal: code 0.
+
+    Parameters
+    ----------
+    settings : LowdoseSettings
+        Resolved, endpoints included.
+    display_arguments : sequence of str
+        Of the display subcommand, after its --config.
+    display_environment : dict
+        Added to its environment.
+    """
+
+    def __init__(
+        self,
+        settings: LowdoseSettings,
+        display_arguments: Sequence[str],
+        *,
+        display_environment: dict[str, str] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._folder = tempfile.TemporaryDirectory(prefix="lowdose-")
+        path = Path(self._folder.name) / "resolved.yaml"
+        path.write_text(dump_settings(settings), encoding="utf-8")
+        config = ("--config", str(path))
+        self.microscope = Child("microscope", ("microscope", *config))
+        self.reconstruction = Child("reconstruction", ("reconstruct", *config))
+        self.display = Child("display", ("display", *config, *display_arguments), display_environment or {})
+        self.restarts = 0
+        self._client = MicroscopeClient(settings.network.control, "supervisor", timeout_s=0.5)
+        self._begun = False
+        self._renew_at_s = 0.0
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """All services."""
+        return self.microscope, self.reconstruction, self.display
+
+    def run(self, stop: threading.Event) -> int:
+        """Run until the display ends, a service cannot go on, or `stop` is set; return the exit code."""
+        for child in self.children:
+            child.start()
+        give_up_s = time.monotonic() + READY_WITHIN_S
+        while not stop.wait(POLL_S):
+            code = self._check_children()
+            if code is not None:
+                return code
+            if not self._begun and time.monotonic() > give_up_s:
+                logger.error("the services did not get ready within %g s", READY_WITHIN_S)
+                return FAILED
+            if time.monotonic() >= self._renew_at_s:
+                self._renew_at_s = time.monotonic() + RENEW_EVERY_S * self._begun
+                self._renew_or_begin()
+        return ENDED_BY_USER
+
+    def _check_children(self) -> int | None:
+        code = self.microscope.ended()
+        if code is not None:
+            logger.error("the microscope service ended with code %d: the beam is off, everything ends", code)
+            return WRONG_INPUT if code == WRONG_INPUT else FAILED
+        if self.display.ended() == 0:
+            return ENDED_BY_USER
+        for child in (self.reconstruction, self.display):
+            code = child.ended()
+            if code is not None and not self._restarted(child, code):
+                return WRONG_INPUT if code == WRONG_INPUT else FAILED
+        return None
+
+    def _restarted(self, child: Child, code: int) -> bool:
+        if code == WRONG_INPUT or not child.may_restart():
+            logger.error("the %s ended with code %d: not started again", child.name, code)
+            return False
+        self.restarts += 1
+        logger.warning("the %s died with code %d: started again, the scan goes on", child.name, code)
+        child.start()
+        return True
+
+    def _renew_or_begin(self) -> None:
+        """Renew the lease; begin the scan once somebody listens to its samples."""
+        try:
+            if self._begun:
+                self._client.renew_lease()
+            elif self._client.status()["has_listener"]:
+                self._client.renew_lease()
+                self._client.start()
+                self._begun = True
+        except TimeoutError:
+            logger.debug("the microscope service does not answer")
+        except ControlRefusedError as refusal:
+            logger.warning("the microscope service refused: %s", refusal)
+            self._begun = True  # the operator decides what to do about it
+
+    def close(self) -> None:
+        """End everything within 2 s, the beam first; twice is fine."""
+        if self.microscope.process is not None and self.microscope.ended() is None:
+            try:
+                self._client.blank()
+            except (TimeoutError, ControlRefusedError):
+                logger.warning("the microscope service did not confirm the blank; it blanks as it ends")
+        for child in self.children:
+            child.ask_to_end()
+        deadline_s = time.monotonic() + END_WITHIN_S
+        for child in self.children:
+            child.end(deadline_s)
+        self._client.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def with_free_ports(settings: LowdoseSettings, named: Callable[[str], bool]) -> LowdoseSettings:
+    """Return settings whose endpoints the user did not name are free ones."""
+    network = {
+        name: getattr(settings.network, name) if named(name) else free_endpoint()
+        for name in NetworkSettings.model_fields
+    }
+    return settings.model_copy(update={"network": NetworkSettings(**network)})

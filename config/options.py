@@ -1,0 +1,44 @@
+"""Options of the command line laid over settings (imports the schema only)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lowdose.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lowdose.config.schema import LowdoseSettings
+
+
+def with_options(
+    settings: LowdoseSettings,
+    *,
+    images: Path | None = None,
+    pattern: str | None = None,
+    coverage: str | None = None,
+    true_coverage: str | None = None,
+) -> LowdoseSettings:
+    """Return settings with a specimen of images and another pattern or coverage, where given.
+
+    Another pattern begins with that pattern's own defaults.
+    """
+    if images is not None:
+        same = settings.specimen if settings.specimen["name"] == "images" else {"name": "images"}
+        settings = settings.model_copy(update={"specimen": {**same, "path": str(images.absolute())}})
+    wanted = pattern_mapping(settings.scan.pattern, pattern, coverage, true_coverage)
+    return settings.model_copy(update={"scan": settings.scan.model_copy(update={"pattern": wanted})})
+
+
+def pattern_mapping(
+    configured: dict[str, Any], name: str | None, coverage: str | None, true_coverage: str | None
+) -> dict[str, Any]:
+    """Return a pattern's name and parameters: another name drops the configured parameters."""
+    if coverage is not None and true_coverage is not None:
+        raise ConfigError("give either --coverage or --true-coverage, not both")
+    mapping: dict[str, Any] = dict(configured) if name in (None, configured.get("name")) else {"name": name}
+    if coverage is not None or true_coverage is not None:
+        mapping = {key: value for key, value in mapping.items() if key not in ("coverage", "true_coverage")}
+        mapping["coverage" if coverage is not None else "true_coverage"] = coverage or true_coverage
+    return mapping

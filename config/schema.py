@@ -1,0 +1,48 @@
+"""LowdoseSettings: everything that can be configured, composed of each folder's own settings (imports pydantic)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from lowdose.acquisition.settings import (
+    BeamSettings,
+    DoseSettings,
+    GridSettings,
+    NetworkSettings,
+    SafetySettings,
+    ScanSettings,
+    Settings,
+)
+from lowdose.reconstruction.engines import AUTO
+
+
+class StageSettings(Settings):
+    """One stage of the reconstruction: a task and the engine that does it."""
+
+    complete: str = AUTO
+
+
+class LowdoseSettings(Settings):
+    """All settings of a session.
+
+    `controller` and `specimen` name a row of their plug-in table, with its parameters beside the name.
+    """
+
+    grid: GridSettings = GridSettings()
+    beam: BeamSettings = BeamSettings()
+    scan: ScanSettings = ScanSettings()
+    dose: DoseSettings = DoseSettings()
+    controller: dict[str, Any] = Field(default={"name": "simulated"})
+    specimen: dict[str, Any] = Field(default={"name": "procedural"})
+    stages: Annotated[tuple[StageSettings, ...], Field(min_length=1, max_length=8)] = (StageSettings(),)
+    safety: SafetySettings = SafetySettings()
+    network: NetworkSettings = NetworkSettings()
+
+    @field_validator("controller", "specimen")
+    @classmethod
+    def _has_a_name(cls, plug_in: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(plug_in.get("name"), str):
+            raise ValueError("needs a name, such as {name: …}")
+        return plug_in

@@ -1,0 +1,1 @@
+"""From sparse frames to completed pictures with uncertainty."""

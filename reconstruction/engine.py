@@ -1,0 +1,85 @@
+"""Engine: an exchangeable method that completes, denoises or refines a picture, and what it wants (numpy only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lowdose.acquisition.frames import UncertaintyKind
+
+Task = Literal["complete", "super_resolve", "denoise"]
+Channel = Literal["nearest", "linear", "sparse", "mask", "distance", "dwell"]
+CHANNELS: tuple[Channel, ...] = ("nearest", "linear", "sparse", "mask", "distance", "dwell")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is and what it wants.
+
+    Parameters
+    ----------
+    name, version, digest, precision : str
+        Of the engine; the digest is that of its file, "" for a built-in one.
+    task : "complete", "super_resolve" or "denoise"
+        What it does.
+    scale : 1, 2 or 4
+        Pixels out per pixel in, along each axis.
+    channels : tuple of str
+        Input channels in order: the picture by `nearest` or `linear` infill or `sparse` (0 where not measured), `mask`
+        (0 or 1), `distance` to the nearest measured pixel [pixel], `dwell` (visits; 1 on a later stage).
+    normalisation : "mean_std"
+        Measured values get mean 0 and standard deviation 1.
+    target : "blurred_5x5" or "sharp"
+        What the output estimates.
+    size_multiple : int
+        Rows and columns must be multiples of this.
+    halo_px : int
+        Pixels at a tile's edge that are not to be trusted.
+    keeps_measured : bool
+        Measured pixels come out as they went in.
+    uncertainty_kind : "none", "placeholder" or "calibrated"
+        What the second output is worth.
+    """
+
+    name: str
+    version: str
+    digest: str
+    precision: str
+    task: Task
+    scale: int
+    channels: tuple[Channel, ...]
+    normalisation: Literal["mean_std"]
+    target: Literal["blurred_5x5", "sharp"]
+    size_multiple: int
+    halo_px: int
+    keeps_measured: bool
+    uncertainty_kind: UncertaintyKind
+
+
+class Engine(Protocol):
+    """Runs, and does nothing else: the Reconstructor builds the channels and undoes the normalisation."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is and wants."""
+        ...
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return mean and standard deviation of pictures.
+
+        Parameters
+        ----------
+        inputs : (batch, channels, rows, cols) float32 ndarray
+            As `info.channels` says, normalised.
+
+        Returns
+        -------
+        (batch, 2, scale * rows, scale * cols) float32 ndarray
+            Mean and standard deviation, normalised; a fresh array the caller may change. The same inputs give the same
+            output, and a batch gives what its pictures give one by one.
+        """
+        ...

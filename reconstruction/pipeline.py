@@ -1,0 +1,221 @@
+"""Reconstructor: a sparse frame through a list of engines to a dense one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowdose.acquisition.frames import DenseFrame, EngineStamp
+from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
+from lowdose.reconstruction.infill import InfillMap, nearest_map
+from lowdose.reconstruction.maps import MapCache
+from lowdose.reconstruction.normalise import mean_and_deviation
+from lowdose.scan_patterns.grid import ScanGrid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from lowdose.acquisition.frames import SparseFrame
+    from lowdose.acquisition.messages import ScanStart
+    from lowdose.reconstruction.engine import Channel, Engine, EngineInfo
+
+logger = logging.getLogger(__name__)
+
+UNCERTAINTY_ORDER = ("none", "placeholder", "calibrated")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """What a stage works on: measured values on a grid, and how the rest is filled."""
+
+    measured: NDArray[np.float32]  # (channels, v), in the order of nearest.visited
+    hits: NDArray[np.uint16]  # (rows, cols)
+    nearest: InfillMap
+    linear: InfillMap | None
+    distance: NDArray[np.float32]  # (rows, cols)
+
+
+@dataclass(frozen=True, slots=True)
+class _StageOutput:
+    """A stage's picture and standard deviation in counts, (channels, rows, cols), and the engine that made it."""
+
+    image: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    info: EngineInfo
+    engine_ns: int
+
+
+class Reconstructor:
+    """Completes frames: builds the channels an engine wants, normalises, runs the stages, undoes the normalisation.
+
+    Works on one frame at a time, without memory of those before. An engine that fails is replaced by linear infill for
+    that frame, and counted.
+
+    Parameters
+    ----------
+    stages : sequence of Engine
+        The first completes the sparse frame; each further one refines the picture of the one before.
+    clock : callable
+        Monotonic time [ns].
+    """
+
+    def __init__(self, stages: Sequence[Engine], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        if not stages:
+            raise ValueError("at least one stage is needed, got none: use stages: [{complete: auto}]")
+        if stages[0].info.task != "complete":
+            raise ValueError(f"the first stage must complete, '{stages[0].info.name}' does {stages[0].info.task}")
+        self._stages = tuple(stages)
+        self._clock = clock
+        self._maps = MapCache()
+        self._nearest, self._linear = NearestEngine(), LinearEngine()
+        self.engine_failures = 0
+
+    @property
+    def name(self) -> str:
+        """Names of the stages, for people."""
+        return " + ".join(stage.info.name for stage in self._stages)
+
+    def prepare(self, start: ScanStart) -> None:
+        """Compute the maps of a scan's first path before its first frame comes; linear follows in the background."""
+        self._maps.get(start.paths[0].digest, start.paths[0].mask)
+
+    def ready(self, start: ScanStart) -> bool:
+        """Tell whether the scan's first path has its linear map."""
+        return self._maps.get(start.paths[0].digest, start.paths[0].mask).ready_linear is not None
+
+    def complete(self, sparse: SparseFrame, start: ScanStart, *, dropped: int = 0, gaps: int = 0) -> DenseFrame | None:
+        """Return the completed frame, or None if nothing of it was measured.
+
+        Parameters
+        ----------
+        sparse : SparseFrame
+            What was measured.
+        start : ScanStart
+            Its scan.
+        dropped, gaps : int
+            Losses so far, carried along.
+        """
+        picture = self._picture_of(sparse, start)
+        if picture is None:
+            return None
+        times = {**sparse.times_ns, "prepared": self._clock()}
+        outputs = self._run_stages(picture)
+        infos = [output.info for output in outputs]
+        times |= {"engine_ns": sum(output.engine_ns for output in outputs), "finished": self._clock()}
+        grid, scale = sparse.grid, math.prod(info.scale for info in infos)
+        return DenseFrame(
+            grid=ScanGrid((grid.rows * scale, grid.cols * scale), grid.pixel_size_nm / scale, grid.rotation_deg),
+            image=outputs[-1].image,
+            uncertainty=_combined([output.deviation for output in outputs]),
+            uncertainty_kind=min((info.uncertainty_kind for info in infos), key=UNCERTAINTY_ORDER.index),
+            measured=sparse.values,
+            hits=sparse.hits,
+            scale=scale,
+            scan_id=sparse.scan_id,
+            path_digest=sparse.path_digest,
+            frame_index=sparse.frame_index,
+            complete=sparse.complete,
+            samples_used=sparse.samples_used,
+            channels=start.channels,
+            engines=tuple(EngineStamp(info.name, info.digest, info.precision) for info in infos),
+            dropped=dropped,
+            gaps=gaps,
+            times_ns=times,
+        )
+
+    def _picture_of(self, sparse: SparseFrame, start: ScanStart) -> _Picture | None:
+        """Look up the path's maps; where samples are missing, fill from those that are there by exact distance."""
+        mask = start.path_of(sparse.frame_index).mask
+        if not sparse.hits.any():
+            return None
+        maps = self._maps.get(sparse.path_digest, mask)
+        values = sparse.values.reshape(len(sparse.values), -1)
+        if np.count_nonzero(sparse.hits) == len(maps.nearest.visited):
+            measured = np.ascontiguousarray(values[:, maps.nearest.visited])
+            return _Picture(measured, sparse.hits, maps.nearest, maps.ready_linear, maps.distance)
+        nearest, distance = nearest_map(sparse.mask)
+        return _Picture(np.ascontiguousarray(values[:, nearest.visited]), sparse.hits, nearest, None, distance)
+
+    def _run_stages(self, picture: _Picture) -> list[_StageOutput]:
+        outputs: list[_StageOutput] = []
+        for stage in self._stages:
+            outputs.append(self._run_stage(stage, picture))
+            picture = _everywhere_measured(outputs[-1].image)
+        return outputs
+
+    def _run_stage(self, stage: Engine, picture: _Picture) -> _StageOutput:
+        """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
+        if "linear" in stage.info.channels and picture.linear is None:
+            stage = self._nearest
+        normalisation = mean_and_deviation(picture.measured)
+        normalised = normalisation.apply(picture.measured)
+        try:
+            output, engine_ns = self._timed_run(stage, picture, normalised)
+        except Exception:
+            self.engine_failures += 1
+            logger.exception("engine '%s' failed on a frame: classical infill instead", stage.info.name)
+            stage = self._nearest if picture.linear is None else self._linear
+            output, engine_ns = self._timed_run(stage, picture, normalised)
+        image, deviation = np.ascontiguousarray(output[:, 0]), np.ascontiguousarray(output[:, 1])
+        normalisation.undo(image, out=image)
+        normalisation.undo_deviation(deviation, out=deviation)
+        return _StageOutput(image, deviation, stage.info, engine_ns)
+
+    def _timed_run(
+        self, stage: Engine, picture: _Picture, normalised: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], int]:
+        inputs = self._inputs(stage, picture, normalised)
+        begin_ns = self._clock()
+        output = stage.run(inputs)
+        return output, self._clock() - begin_ns
+
+    def _inputs(self, stage: Engine, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (detector channels, engine channels, rows, cols): every detector channel is one picture of a batch."""
+        shape = picture.hits.shape
+        inputs = np.empty((len(normalised), len(stage.info.channels), *shape), np.float32)
+        for k, channel in enumerate(stage.info.channels):
+            inputs[:, k] = _channel(channel, picture, normalised)
+        return inputs
+
+    def close(self) -> None:
+        """Stop the background work; twice is fine."""
+        self._maps.close()
+
+
+def _channel(name: Channel, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
+    if name == "nearest" or (name == "linear" and picture.linear is None):
+        return picture.nearest.apply(normalised)
+    if name == "linear" and picture.linear is not None:
+        return picture.linear.apply(normalised)
+    if name == "sparse":
+        sparse = np.zeros((len(normalised), picture.hits.size), np.float32)
+        sparse[:, picture.nearest.visited] = normalised
+        return sparse.reshape(-1, *picture.hits.shape)
+    if name == "mask":
+        return (picture.hits > 0).astype(np.float32)
+    return picture.distance if name == "distance" else picture.hits.astype(np.float32)
+
+
+def _everywhere_measured(image: NDArray[np.float32]) -> _Picture:
+    """Return a stage's output as the next one's input: every pixel counts as measured."""
+    shape = (image.shape[1], image.shape[2])
+    everything = np.arange(shape[0] * shape[1])
+    identity = InfillMap(everything, everything[None], None, shape)
+    measured = image.reshape(len(image), -1)
+    return _Picture(measured, np.ones(shape, np.uint16), identity, identity, np.zeros(shape, np.float32))
+
+
+def _combined(deviations: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the stages' standard deviations added in quadrature, on the last one's grid."""
+    total = deviations[0]
+    for deviation in deviations[1:]:
+        factor = deviation.shape[1] // total.shape[1]
+        total = np.hypot(total.repeat(factor, axis=1).repeat(factor, axis=2), deviation)
+    return total

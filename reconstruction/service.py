@@ -1,0 +1,229 @@
+"""ReconstructionService: samples in, completed frames out; falls behind by skipping frames, never by stopping a scan.
+
+Two threads: one receives and assembles, one completes the newest frame there is and publishes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowdose.acquisition.assembly import FrameAssembler, SequenceCounter
+from lowdose.acquisition.client import MicroscopeClient
+from lowdose.acquisition.mailbox import LatestOnly
+from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
+from lowdose.acquisition.sockets import FRAMES_HWM, SAMPLES_HWM, ControlRefusedError, Publisher, Subscriber
+from lowdose.acquisition.status import Event, StatusReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from lowdose.acquisition.frames import SparseFrame
+    from lowdose.acquisition.settings import NetworkSettings
+    from lowdose.reconstruction.pipeline import Reconstructor
+
+logger = logging.getLogger(__name__)
+
+PARTIAL_FROM_MS = 100.0
+PARTIAL_EVERY_MS = 50.0
+REPORT_EVERY_S = 0.2
+ASK_AGAIN_S = 0.5
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    frame: SparseFrame
+    start: ScanStart
+
+
+class ReconstructionService:
+    """Listens to a microscope service and publishes completed frames.
+
+    Parameters
+    ----------
+    reconstructor : Reconstructor
+        Does the work; closed with the service.
+    network : NetworkSettings
+        `samples` and `control` are connected to, `frames` is bound.
+    """
+
+    def __init__(self, reconstructor: Reconstructor, network: NetworkSettings) -> None:
+        self._reconstructor = reconstructor
+        self._network = network
+        self._publisher = Publisher(network.frames, hwm=FRAMES_HWM)
+        self._sequence = SequenceCounter()
+        self._jobs: LatestOnly[_Job] = LatestOnly()
+        self._assembler: FrameAssembler | None = None
+        self._ended: set[str] = set()
+        self._ask_again_s = 0.0
+        self._partial_due_ns = 0
+        self._gaps = self._frames = self._unknown = self._garbage = 0
+        self._failures_told = 0
+        self._error: BaseException | None = None
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True)
+            for name, loop in (("assemble", self._receive), ("complete", self._complete))
+        ]
+
+    @property
+    def endpoint(self) -> str:
+        """Where frames are published."""
+        return self._publisher.endpoint
+
+    @property
+    def dropped(self) -> int:
+        """Blocks that should have come and did not, or came for a scan not known here."""
+        return self._sequence.dropped + self._unknown
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End both threads and close everything; twice is fine."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=5)
+        self._reconstructor.close()
+        self._publisher.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the service has failed or was closed; tell whether it is over."""
+        return self._stopping.wait(timeout_s)
+
+    def maybe_raise(self) -> None:
+        """Raise what ended a thread, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            logger.exception("the reconstruction service failed")
+            self._error = error
+            self._stopping.set()
+
+    # --- receiving and assembling -----------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        next_report_s = 0.0
+        with (
+            Subscriber(self._network.samples, ("samples",), hwm=SAMPLES_HWM) as samples,
+            MicroscopeClient(self._network.control, "reconstruction") as client,
+        ):
+            while not self._stopping.is_set():
+                message = samples.receive(POLL_S)
+                t_received_ns = time.monotonic_ns()
+                if isinstance(message, ScanStart):
+                    self._begin(message)
+                elif isinstance(message, SampleBlock):
+                    self._sequence.saw(message.seq)
+                    self._place(message, t_received_ns, client)
+                elif isinstance(message, ScanEnd):
+                    self._end(message)
+                self._garbage = samples.garbage
+                if time.monotonic() >= next_report_s:
+                    self._publish_report()
+                    next_report_s = time.monotonic() + REPORT_EVERY_S
+
+    def _begin(self, start: ScanStart) -> None:
+        self._finish_frame()
+        self._assembler = FrameAssembler(start)
+        self._reconstructor.prepare(start)
+        logger.info("scan %s: %s, coverage %.4f", start.scan_id[:8], start.pattern.get("name"), start.paths[0].coverage)
+
+    def _end(self, end: ScanEnd) -> None:
+        self._ended.add(end.scan_id)
+        if self._assembler is not None and self._assembler.start.scan_id == end.scan_id:
+            self._finish_frame()
+
+    def _finish_frame(self) -> None:
+        for frame in self._assembler.finish() if self._assembler is not None else ():
+            self._hand_over(frame)
+
+    def _place(self, block: SampleBlock, t_received_ns: int, client: MicroscopeClient) -> None:
+        known = self._assembler is not None and self._assembler.start.scan_id == block.scan_id
+        if not known and (block.scan_id in self._ended or not self._learn(block.scan_id, client)):
+            self._unknown += 1
+            return
+        assert self._assembler is not None  # noqa: S101 for the type checker
+        for frame in self._assembler.add(block, t_received_ns):
+            self._hand_over(frame)
+        if self._assembler.under_way and self._partial_due(t_received_ns):
+            self._hand_over(self._assembler.frame(complete=False))
+
+    def _learn(self, scan_id: str, client: MicroscopeClient) -> bool:
+        """Ask the microscope what a scan is that was not announced here, at most twice a second."""
+        if time.monotonic() < self._ask_again_s:
+            return False
+        try:
+            start = client.describe_scan(scan_id)
+        except (TimeoutError, ControlRefusedError) as error:
+            self._ask_again_s = time.monotonic() + ASK_AGAIN_S
+            logger.warning("blocks of an unknown scan are dropped: %s", error)
+            return False
+        self._begin(start)
+        return True
+
+    def _partial_due(self, now_ns: int) -> bool:
+        assert self._assembler is not None  # noqa: S101 for the type checker
+        frame_ms = self._assembler.start.path_of(self._assembler.frame_index).duration_us / 1e3
+        if frame_ms <= PARTIAL_FROM_MS or now_ns < self._partial_due_ns:
+            return False
+        self._partial_due_ns = now_ns + round(1e6 * max(PARTIAL_EVERY_MS, frame_ms / 10))
+        return True
+
+    def _hand_over(self, frame: SparseFrame) -> None:
+        assert self._assembler is not None  # noqa: S101 for the type checker
+        start = self._assembler.start
+        if frame.complete and frame.samples_used < len(start.path_of(frame.frame_index)):
+            self._gaps += 1
+        self._jobs.put(_Job(frame, start))
+
+    # --- completing and publishing ----------------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        while not self._stopping.is_set():
+            job = self._jobs.take(POLL_S)
+            if job is None:
+                continue
+            frame = self._reconstructor.complete(job.frame, job.start, dropped=self.dropped, gaps=self._gaps)
+            if frame is not None:
+                self._publisher.publish(frame)
+                self._frames += 1
+            self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        failures = self._reconstructor.engine_failures
+        if failures and not self._failures_told:
+            text = f"engine '{self._reconstructor.name}' failed: classical infill is shown instead"
+            self._publisher.publish(Event("reconstruction", "engine_failed", text, "warning", time.monotonic_ns()))
+        self._failures_told = failures
+
+    def _publish_report(self) -> None:
+        values = {
+            "engine": self._reconstructor.name,
+            "frames": self._frames,
+            "dropped": self.dropped,
+            "gaps": self._gaps,
+            "engine_failures": self._reconstructor.engine_failures,
+            "garbage": self._garbage,
+        }
+        self._publisher.publish(StatusReport("reconstruction", time.monotonic_ns(), values))

@@ -1,0 +1,259 @@
+"""SimulatedController: a ScanController over the virtual microscope, with a beam on a clock of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowdose.acquisition.controllers.base import ControllerError, ControllerLimits, Samples, block_edges
+from lowdose.acquisition.settings import Pacing  # noqa: TC001 read when the settings are validated
+from lowdose.simulator.detector import Detector
+from lowdose.simulator.microscope import VirtualMicroscope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lowdose.scan_patterns.path import ScanPath
+    from lowdose.simulator.sources import SpecimenSource
+
+LIMITS = ControllerLimits(min_dwell_us=0.01, max_positions=1 << 26, look_ahead_ms=5.0, dead_man=True)
+PIECE_NS = 1_000_000
+"""Beam time of one hand-over: a fifth of the look-ahead, so that the next is handed over in good time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """Settings of the simulated controller.
+
+    Parameters
+    ----------
+    pacing : "real_time" or "as_fast_as_possible"
+        By the dwell times, or without waiting.
+    efficiency : float
+        Counts per electron of the probe at full image scale; the default is typical of HAADF.
+    seed : int
+        Of the counting noise.
+    """
+
+    pacing: Pacing = "real_time"
+    efficiency: float = 0.1
+    seed: int = 0
+
+    def open(self, specimen: SpecimenSource, *, n_channels: int, beam_current_pa: float) -> SimulatedController:
+        """Return a controller that scans a specimen with equal detectors."""
+        microscope = VirtualMicroscope(
+            specimen,
+            [Detector(self.efficiency)] * n_channels,
+            beam_current_pa=beam_current_pa,
+            rng=np.random.default_rng(self.seed),
+        )
+        return SimulatedController(microscope, pacing=self.pacing)
+
+
+class VirtualBeam:
+    """The instrument's own side: scans what was handed over by its own clock, then blanks by itself.
+
+    No more than `look_ahead_ns` of beam time is accepted ahead, and every hand-over ends with a blank: a host that
+    stops leaves a blanked beam within that time. This is the dead man.
+    """
+
+    def __init__(self, *, look_ahead_ns: int, clock: Callable[[], int]) -> None:
+        self._look_ahead_ns = look_ahead_ns
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._busy_until_ns = 0
+        self.blanked = True
+        self.parked = True
+
+    @property
+    def on(self) -> bool:
+        """The beam reaches the specimen now."""
+        return not self.blanked and self._clock() < self._busy_until_ns
+
+    def room_at_ns(self, duration_ns: int) -> int:
+        """Return when so much more beam time may be handed over."""
+        return self._busy_until_ns + duration_ns - self._look_ahead_ns
+
+    def hand_over(self, duration_ns: int) -> tuple[int, int] | None:
+        """Take beam time; return when it begins and ends, or None if the beam is blanked.
+
+        Raises
+        ------
+        ControllerError
+            If it would be more than the look-ahead.
+        """
+        with self._lock:
+            now = self._clock()
+            if self.blanked:
+                return None
+            begin = max(now, self._busy_until_ns)
+            if begin + duration_ns - now > self._look_ahead_ns:
+                raise ControllerError(f"more than {self._look_ahead_ns} ns of beam time handed over")
+            self._busy_until_ns = begin + duration_ns
+            return begin, self._busy_until_ns
+
+    def unblank(self) -> None:
+        """Let the beam through whenever there is beam time."""
+        with self._lock:
+            self.blanked = self.parked = False
+
+    def blank(self) -> None:
+        """Turn the beam off now and drop what was handed over."""
+        with self._lock:
+            self.blanked = True
+            self._busy_until_ns = min(self._busy_until_ns, self._clock())
+
+    def park(self) -> None:
+        """Blank, and rest beside the field."""
+        self.blank()
+        self.parked = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Beam time handed over at once: a part of a block, and whether it is the block's last."""
+
+    scan_id: str
+    path: ScanPath
+    frame_index: int
+    first: int
+    stop: int
+    duration_ns: int
+    ends_block: bool
+
+
+class SimulatedController:
+    """Scans the virtual microscope in real time, or as fast as the host can.
+
+    Parameters
+    ----------
+    microscope : VirtualMicroscope
+        The forward model.
+    pacing : "real_time" or "as_fast_as_possible"
+        By the dwell times, or without waiting; samples are stamped with the clock either way.
+    clock, sleep : callable
+        Monotonic time [ns] and waiting [s]; tests drive them.
+    """
+
+    def __init__(
+        self,
+        microscope: VirtualMicroscope,
+        *,
+        pacing: Pacing = "real_time",
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._microscope = microscope
+        self._paced = pacing == "real_time"
+        self._clock, self._sleep = clock, sleep
+        self.beam = VirtualBeam(look_ahead_ns=round(LIMITS.look_ahead_ms * 1e6), clock=clock)
+        self._lock = threading.Lock()
+        self._prepared: tuple[str, tuple[ScanPath, ...]] | None = None
+        self._admit: Callable[[str, ScanPath], bool] = lambda _scan_id, _path: False
+        self._stopped = threading.Event()
+        self._t0_ns = clock()
+
+    @property
+    def limits(self) -> ControllerLimits:
+        """What this controller can do."""
+        return LIMITS
+
+    def prepare(self, scan_id: str, paths: tuple[ScanPath, ...]) -> None:
+        """Take a new cycle of paths, from the next frame edge on."""
+        for path in paths:
+            LIMITS.require(path)
+        with self._lock:
+            self._prepared = (scan_id, paths)
+
+    def start(self, admit: Callable[[str, ScanPath], bool]) -> None:
+        """Get ready to scan."""
+        if self._prepared is None:
+            raise ControllerError("nothing to scan: prepare paths first")
+        self._admit = admit
+        self._stopped.clear()
+
+    def blocks(self) -> Iterator[Samples]:
+        """Yield samples until stopped, blanked, or until a frame is not admitted.
+
+        One loop keeps the beam supplied and delivers each block the moment the beam has passed it.
+        """
+        pieces = self._pieces()
+        piece = next(pieces, None)
+        block_start_ns, due = 0, deque[tuple[int, int, _Piece]]()
+        while (piece is not None or due) and not self._stopped.is_set():
+            now = self._clock()
+            if due and due[0][1] <= now:
+                yield self._samples(*due.popleft())
+            elif piece is not None and self.beam.room_at_ns(piece.duration_ns) <= now:
+                if (handed := self.beam.hand_over(piece.duration_ns)) is None:
+                    return
+                block_start_ns = block_start_ns or handed[0]
+                if piece.ends_block:
+                    due.append((block_start_ns, handed[1], piece))
+                    block_start_ns = 0
+                piece = next(pieces, None)
+            else:
+                wake = [due[0][1]] if due else []
+                wake += [self.beam.room_at_ns(piece.duration_ns)] if piece is not None else []
+                self._sleep((min(wake) - now) / 1e9)
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """Yield what to hand over, frame after admitted frame; a new cycle of paths begins at a frame edge."""
+        scan_id, frame_index = "", 0
+        while not self._stopped.is_set():
+            with self._lock:
+                prepared_id, paths = self._prepared or ("", ())
+            if prepared_id != scan_id:
+                scan_id, frame_index = prepared_id, 0
+                cuts = [self._cut(path) for path in paths]
+            path = paths[frame_index % len(paths)]
+            if not self._admit(scan_id, path):
+                return
+            for first, stop, duration_ns, ends_block in cuts[frame_index % len(paths)]:
+                yield _Piece(scan_id, path, frame_index, first, stop, duration_ns, ends_block)
+            frame_index += 1
+
+    def _cut(self, path: ScanPath) -> list[tuple[int, int, int, bool]]:
+        """Return (first, stop, duration_ns, ends_block) of every piece of one frame."""
+        edges = block_edges(path)
+        if not self._paced:
+            return [(first, stop, 0, True) for first, stop in pairwise(edges)]
+        ends_ns = np.concatenate([[0.0], 1e3 * path.dwell_times_us.cumsum(dtype="f8")])[edges].round().astype(int)
+        cut = []
+        for (first, stop), (begin_ns, end_ns) in zip(pairwise(edges), pairwise(ends_ns.tolist()), strict=True):
+            n = -(-(end_ns - begin_ns) // PIECE_NS)
+            marks = np.linspace(begin_ns, end_ns, n + 1).round().astype(int).tolist()
+            cut += [(first, stop, b - a, b == end_ns) for a, b in pairwise(marks)]
+        return cut
+
+    def _samples(self, t_first_ns: int, t_last_ns: int, piece: _Piece) -> Samples:
+        t_s = (t_first_ns - self._t0_ns) / 1e9
+        counts = self._microscope.acquire(piece.path, piece.first, piece.stop, t_s)
+        return Samples(piece.scan_id, piece.path, piece.frame_index, piece.first, counts, t_first_ns, t_last_ns)
+
+    def unblank(self) -> None:
+        """Let the beam reach the specimen."""
+        self.beam.unblank()
+
+    def blank(self, timeout_s: float) -> None:
+        """Turn the beam off."""
+        self.beam.blank()
+
+    def park(self, timeout_s: float) -> None:
+        """Blank and rest beside the field."""
+        self.beam.park()
+
+    def stop(self) -> None:
+        """End `blocks` at once."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Stop, blank and park; twice is fine."""
+        self.stop()
+        self.beam.park()

@@ -1,0 +1,1 @@
+"""Offline: from a recipe to an engine file (nothing here yet)."""
