@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lowdose.acquisition.assembly import FrameAssembler
+from lowdose.acquisition.messages import SampleBlock, ScanStart
+from lowdose.reconstruction.engine import CHANNELS
+from lowdose.reconstruction.engines import ENGINES
+from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
+from lowdose.reconstruction.normalise import mean_and_deviation
+from lowdose.reconstruction.pipeline import Reconstructor
+from lowdose.scan_patterns import ScanGrid
+from lowdose.scan_patterns.pattern import load_pattern_class
+from lowdose.scan_patterns.spiral import Spiral
+
+GRID = ScanGrid((64, 64))
+
+
+def scan_of(pattern=None, channels=("HAADF",), dwell_time_us=1.0):
+    paths = (pattern or Spiral(1 / 8)).paths(GRID, dwell_time_us=dwell_time_us, rng=np.random.default_rng(0))
+    now = time.monotonic_ns()
+    return ScanStart(
+        uuid.uuid4().hex, paths, {"name": "spiral"}, channels, dwell_time_us, 25.0, 200.0, 0, None, now, now
+    )
+
+
+def frame_of(start, counts, *, frame_index=0, keep=None):
+    """Assemble one frame of (channels, n) counts, of which only the positions in `keep` arrive."""
+    assembler = FrameAssembler(start)
+    path = start.path_of(frame_index)
+    frames = []
+    for first in range(0, len(path), 50):
+        stop = min(first + 50, len(path))
+        if keep is None or keep[first]:
+            part = np.ascontiguousarray(counts[:, first:stop], np.uint16)
+            block = SampleBlock(start.scan_id, path.digest, frame_index, first, part, first // 50, 1, 2, 3)
+            frames += assembler.add(block, 4)
+    return (frames + assembler.finish())[0]
+
+
+def wait_for_linear(reconstructor, start):
+    reconstructor.prepare(start)
+    deadline = time.monotonic() + 20
+    while not reconstructor.ready(start):
+        assert time.monotonic() < deadline, "the linear map did not get ready"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def linear():
+    reconstructor = Reconstructor([LinearEngine()])
+    yield reconstructor
+    reconstructor.close()
+
+
+def load_engine(name):
+    return load_pattern_class(name, ENGINES)()
+
+
+# --- the contract of every engine -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_engine_gives_mean_and_deviation_of_the_right_shape_and_a_batch_equals_its_pictures(name, rng):
+    engine = load_engine(name)
+    assert set(engine.info.channels) <= set(CHANNELS)
+    inputs = rng.random((3, len(engine.info.channels), 32, 48), dtype=np.float32)
+    output = engine.run(inputs)
+    assert output.shape == (3, 2, 32 * engine.info.scale, 48 * engine.info.scale)
+    assert output.dtype == np.float32
+    assert (output[:, 1] >= 0).all()
+    np.testing.assert_array_equal(output, engine.run(inputs))
+    np.testing.assert_allclose(output, np.concatenate([engine.run(one[None]) for one in inputs]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("level", [0, 7, 40_000])
+def test_constant_in_gives_constant_out(name, level):
+    start = scan_of()
+    reconstructor = Reconstructor([load_engine(name)])
+    wait_for_linear(reconstructor, start)
+    frame = reconstructor.complete(frame_of(start, np.full((1, len(start.paths[0])), level)), start)
+    reconstructor.close()
+    np.testing.assert_allclose(frame.image, level, rtol=1e-4, atol=1e-4)
+
+
+# --- the reconstructor ----------------------------------------------------------------------------------------------
+
+
+def test_nearest_is_shown_and_named_until_linear_is_ready(linear, monkeypatch):
+    from lowdose.reconstruction import maps
+
+    monkeypatch.setattr(maps.PathMaps, "ready_linear", None)
+    start = scan_of()
+    frame = linear.complete(frame_of(start, np.ones((1, len(start.paths[0])))), start)
+    assert frame.engine == "nearest"
+
+
+def test_measured_pixels_keep_their_counts_and_know_no_uncertainty(linear, rng):
+    start = scan_of(channels=("HAADF", "BF"))
+    wait_for_linear(linear, start)
+    sparse = frame_of(start, rng.integers(0, 100, (2, len(start.paths[0]))))
+    frame = linear.complete(sparse, start)
+    assert frame.engine == "linear"
+    assert frame.uncertainty_kind == "placeholder"
+    np.testing.assert_allclose(frame.image[:, frame.mask], sparse.values[:, sparse.mask], atol=1e-3)
+    assert (frame.uncertainty[:, frame.mask] == 0).all()
+    assert (frame.uncertainty[:, ~frame.mask] > 0).all()
+
+
+def test_the_same_frame_gives_the_same_picture_bit_for_bit(linear, rng):
+    start = scan_of()
+    wait_for_linear(linear, start)
+    counts = rng.integers(0, 100, (1, len(start.paths[0])))
+    other = rng.integers(0, 100, (1, len(start.paths[0])))
+    first = linear.complete(frame_of(start, counts), start)
+    linear.complete(frame_of(start, other, frame_index=1), start)
+    again = linear.complete(frame_of(start, counts, frame_index=2), start)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.uncertainty, again.uncertainty)
+
+
+def test_a_lost_block_is_filled_from_what_is_there_and_stays_marked_as_not_measured(linear, rng):
+    start = scan_of()
+    wait_for_linear(linear, start)
+    keep = np.ones(len(start.paths[0]), bool)
+    keep[100:150] = False
+    frame = linear.complete(frame_of(start, rng.integers(50, 60, (1, len(keep))), keep=keep), start)
+    lost = np.zeros_like(frame.mask)
+    lost[tuple(start.paths[0].pixels[100:150].T)] = True
+    assert not frame.mask[lost].any()
+    assert (frame.image[0][lost] >= 50).all()
+    assert (frame.uncertainty[0][lost] > 0).all()
+
+
+def test_a_frame_of_which_nothing_came_gives_no_picture(linear):
+    start = scan_of()
+    empty = frame_of(start, np.ones((1, len(start.paths[0]))))
+    empty = replace(empty, hits=np.zeros(GRID.shape, np.uint16), values=np.zeros((1, *GRID.shape), np.float32))
+    assert linear.complete(empty, start) is None
+
+
+class Failing(LinearEngine):
+    def run(self, inputs):
+        raise RuntimeError("the accelerator fell off the bus")
+
+
+def test_an_engine_that_fails_is_replaced_by_linear_and_counted(caplog):
+    start = scan_of()
+    reconstructor = Reconstructor([Failing()])
+    wait_for_linear(reconstructor, start)
+    frame = reconstructor.complete(frame_of(start, np.full((1, len(start.paths[0])), 9)), start)
+    reconstructor.close()
+    assert reconstructor.engine_failures == 1
+    assert frame.engine == "linear"
+    np.testing.assert_allclose(frame.image, 9, rtol=1e-5)
+    assert "fell off the bus" in caplog.text
+
+
+class Twice:
+    info = replace(LinearEngine().info, name="twice", task="super_resolve", scale=2, channels=("linear",))
+
+    def run(self, inputs):
+        mean = inputs.repeat(2, axis=2).repeat(2, axis=3)
+        return np.concatenate([mean, np.full_like(mean, 0.5)], axis=1)
+
+
+def test_a_second_stage_refines_the_picture_of_the_first(rng):
+    start = scan_of()
+    reconstructor = Reconstructor([LinearEngine(), Twice()])
+    wait_for_linear(reconstructor, start)
+    frame = reconstructor.complete(frame_of(start, rng.integers(0, 50, (1, len(start.paths[0])))), start)
+    reconstructor.close()
+    assert frame.scale == 2
+    assert frame.image.shape == (1, 128, 128)
+    assert frame.hits.shape == GRID.shape
+    assert frame.grid.pixel_size_nm == GRID.pixel_size_nm / 2
+    assert frame.engine == "linear + twice"
+    assert (frame.uncertainty[0, ~frame.mask.repeat(2, 0).repeat(2, 1)] > 0).all()
+
+
+def test_the_first_stage_must_complete():
+    with pytest.raises(ValueError, match="first stage must complete"):
+        Reconstructor([Twice()])
+
+
+def test_normalisation_is_undone_exactly(rng):
+    values = rng.random((2, 500), dtype=np.float32) * 300
+    normalisation = mean_and_deviation(values)
+    normalised = normalisation.apply(values)
+    np.testing.assert_allclose(normalised.mean(axis=1), 0, atol=1e-4)
+    np.testing.assert_allclose(normalised.std(axis=1), 1, atol=1e-4)
+    normalisation.undo(normalised, out=normalised)
+    np.testing.assert_allclose(normalised, values, rtol=1e-5, atol=1e-3)
+
+
+def test_linear_beats_nearest_on_the_procedural_specimen():
+    from lowdose.simulator.specimen import Procedural
+
+    grid = ScanGrid((256, 256), pixel_size_nm=0.1)
+    (path,) = Spiral(1 / 16).paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(0))
+    truth = 1000 * Procedural(seed=3).open(grid).frame(0.0)
+    now = time.monotonic_ns()
+    start = ScanStart("phantom", (path,), {"name": "spiral"}, ("HAADF",), 1.0, 25.0, 200.0, 0, None, now, now)
+    counts = truth[tuple(path.pixels.T)][None].round()
+    errors = {}
+    for engine in (LinearEngine(), NearestEngine()):
+        reconstructor = Reconstructor([engine])
+        wait_for_linear(reconstructor, start)
+        picture = reconstructor.complete(frame_of(start, counts), start)
+        reconstructor.close()
+        errors[engine.info.name] = np.square(picture.image[0] - truth).mean()
+    assert errors["linear"] < 0.85 * errors["nearest"]
