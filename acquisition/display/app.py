@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtWidgets import QApplication
 
 from lowdose.acquisition.display.operator import Operator, display_name
@@ -59,7 +60,7 @@ def run_window(
     stop : threading.Event or None
         Ends the run; looked at 20 times a second.
     """
-    app = QApplication.instance() or QApplication(sys.argv[:1])
+    _application = application()
     model = ViewModel(limit=frames, on_shown=on_painted)
     with ExitStack() as stack:
         # closed in reverse: the threads that signal the window end before it does
@@ -73,15 +74,26 @@ def run_window(
         stack.enter_context(_slot_errors(model, window.said.emit))
         stack.enter_context(operator)
         receiver = stack.enter_context(Receiver(frames_endpoint, samples_endpoint, model=model, wake=window.wake))
+        stack.enter_context(_interrupt_calls(window.close))
         if start:
             operator.start()
-        window.closed.connect(app.quit)
+        loop = QEventLoop()  # not the application's: quitting that would end later windows of this process too
+        window.closed.connect(loop.quit)
         window.show()
         timer = _looking(window, lambda: model.finished or (stop is not None and stop.is_set()), receiver)
-        app.exec()
+        loop.exec()
         timer.stop()
         window.close()
     return model
+
+
+def application() -> QApplication:
+    """Return the process's QApplication, made if there is none, in the style the dark palette is made for."""
+    found = QApplication.instance()
+    app = found if isinstance(found, QApplication) else QApplication(sys.argv[:1])
+    app.setQuitOnLastWindowClosed(False)
+    QApplication.setStyle("Fusion")
+    return app
 
 
 class _Words:
@@ -109,15 +121,26 @@ def _looking(window: Window, ended: Callable[[], bool], receiver: Receiver) -> Q
 
 
 @contextmanager
+def _interrupt_calls(end: Callable[[], object]) -> Iterator[None]:
+    """Let Ctrl-C end the window in order, unless the program handles it otherwise: raised in a slot it is lost."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: end())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
 def _slot_errors(model: ViewModel, say: Callable[[str], object]) -> Iterator[None]:
     """Log, count and show what is raised in a slot; a fault of the window ends neither it nor the scan."""
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not issubclass(kind, Exception):
-            app = QApplication.instance()
-            if app is not None:
-                app.quit()
+            before(kind, error, trace)
             return
         model.faults += 1
         if model.faults in (1, 10, 100) or model.faults % 1000 == 0:

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QFrame, QHBoxLayout, QL
 
 from lowdose.acquisition.display.keys import KEYS
 from lowdose.acquisition.display.levels import CONTRAST_MODES
-from lowdose.acquisition.display.theme import BEAM_COLOURS, UNKNOWN_COLOUR, badge_style
+from lowdose.acquisition.display.theme import AMBER, BEAM_COLOURS, UNKNOWN_COLOUR, badge_style
 from lowdose.scan_patterns.pattern import PATTERNS, load_pattern_class
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class ControlBar(QFrame):
     dwell_chosen = Signal(float)
     """Dwell time [µs]."""
     contrast_chosen = Signal(str)
+    channel_chosen = Signal(int)
+    """Index of the detector channel to show."""
     go_clicked = Signal()
     blank_clicked = Signal()
     area_clicked = Signal()
@@ -44,7 +46,9 @@ class ControlBar(QFrame):
         self.badge = QLabel("NO STATUS")
         self.badge.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.badge.setFixedWidth(112)
-        self.pattern, self.contrast = _ComboBox(), _ComboBox()
+        self.warning = QLabel()
+        self.warning.setStyleSheet(f"color: {AMBER}; font-weight: 600;")
+        self.pattern, self.contrast, self.channel = _ComboBox(), _ComboBox(), _ComboBox()
         self.one_in, self.dwell_us = _one_in_box(), _dwell_box()
         self.go = _button("Start", "go", self.go_clicked)
         self.new_area = _button("New area", "new_area", self.area_clicked)
@@ -52,6 +56,7 @@ class ControlBar(QFrame):
         self.blank = _button("BLANK", "blank", self.blank_clicked)
         self.blank.setObjectName("blank")
         self._parameters: dict[str, Any] = {}
+        self._channels: tuple[str, ...] = ()
         self._held_until_s = 0.0
         self._pattern_timer = _single_shot(self, self._emit_pattern)
         self._dwell_timer = _single_shot(self, self._emit_dwell)
@@ -63,6 +68,7 @@ class ControlBar(QFrame):
         """Show the microscope's state; nothing is signalled."""
         state = str(values.get("state", "")) if fresh else ""
         self._show_beam(state or "no status", BEAM_COLOURS.get(state, UNKNOWN_COLOUR))
+        self._show_warning(no_dead_man=values.get("dead_man") is False, read_only=read_only)
         text = "Stop" if state == "scanning" else "Start"
         if self.go.text() != text:
             self.go.setText(text)
@@ -78,6 +84,14 @@ class ControlBar(QFrame):
         if self.contrast.currentText() != mode:
             self.contrast.setCurrentText(mode)
 
+    def show_channels(self, names: tuple[str, ...]) -> None:
+        """Offer the channels of a frame; hidden while there is one."""
+        if names != self._channels:
+            self._channels = names
+            self.channel.clear()
+            self.channel.addItems(names)
+            self.channel.setVisible(len(names) > 1)
+
     @property
     def chosen_pattern(self) -> dict[str, Any]:
         """The pattern as the fields say, other parameters of the same pattern kept."""
@@ -91,6 +105,7 @@ class ControlBar(QFrame):
         layout.setContentsMargins(10, 7, 10, 7)
         layout.setSpacing(7)
         layout.addWidget(self.badge)
+        layout.addWidget(self.warning)
         for caption, widget in (
             ("Pattern", self.pattern),
             ("Coverage", self.one_in),
@@ -102,6 +117,8 @@ class ControlBar(QFrame):
             label.setObjectName("caption")
             layout.addWidget(label)
             layout.addWidget(widget)
+        layout.addWidget(self.channel)
+        self.channel.hide()
         layout.addStretch(1)
         for button in (self.go, self.new_area, self.snapshot):
             layout.addWidget(button)
@@ -113,6 +130,7 @@ class ControlBar(QFrame):
         self.contrast.addItems(CONTRAST_MODES)
         self.pattern.activated.connect(self._pattern_touched)
         self.contrast.textActivated.connect(self.contrast_chosen)
+        self.channel.activated.connect(self.channel_chosen)
         self.one_in.valueChanged.connect(self._coverage_touched)
         self.dwell_us.valueChanged.connect(self._dwell_touched)
 
@@ -146,9 +164,16 @@ class ControlBar(QFrame):
             self.badge.setText(state.upper())
             self.badge.setStyleSheet(badge_style(colour))
 
+    def _show_warning(self, *, no_dead_man: bool, read_only: str) -> None:
+        text = ", ".join(["no dead man"] * no_dead_man + ["watching only"] * bool(read_only))
+        if text != self.warning.text():
+            self.warning.setText(text)
+        self.warning.setToolTip(read_only)
+
     def _show_pattern(self, values: Mapping[str, Any]) -> None:
         name = str(values.get("pattern") or "")
-        names = [str(entry) for entry in values.get("patterns") or ()] or list(PATTERNS)
+        offered = values.get("patterns")
+        names = [str(entry) for entry in offered] if isinstance(offered, list | tuple) and offered else list(PATTERNS)
         parameters = values.get("pattern_parameters")
         self._parameters = {**parameters, "name": name} if isinstance(parameters, dict) else {"name": name}
         with QSignalBlocker(self.pattern):

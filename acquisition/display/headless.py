@@ -69,4 +69,5 @@ def run_headless(
             operator.start()
         while not (stop.is_set() or done.wait(LOOK_S)):
             receiver.maybe_raise()
+            operator.maybe_raise()
     return model

@@ -9,7 +9,7 @@ import pyqtgraph as pg
 from PySide6.QtCore import Signal
 
 from lowdose.acquisition.display.levels import subsampled
-from lowdose.acquisition.display.theme import BACKGROUND, QUIET
+from lowdose.acquisition.display.theme import ACCENT, BACKGROUND, BORDER, QUIET
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,9 +35,15 @@ class Histogram(pg.GraphicsLayoutWidget):  # type: ignore[misc]
         self.ci.layout.setContentsMargins(0, 0, 0, 0)
         self._item: Any = pg.HistogramLUTItem(gradientPosition="right", orientation="vertical")
         self._item.plot.setPen(pg.mkPen(QUIET))
-        self._item.fillHistogram(True, color=(90, 130, 180, 130))
+        self._item.fillHistogram(True, color=(110, 140, 175, 120))
         self._item.axis.setTextPen(QUIET)
-        self._item.axis.setPen(QUIET)
+        self._item.axis.setPen(BORDER)
+        self._item.axis.setStyle(maxTickLevel=0, tickLength=-5)
+        self._item.axis.setTickDensity(0.5)
+        self._item.region.setBrush((90, 130, 180, 35))
+        self._item.region.setHoverBrush((90, 130, 180, 60))
+        for line in self._item.region.lines:
+            line.setPen(pg.mkPen(ACCENT))
         self._item.vb.setMenuEnabled(False)
         self._item.gradient.showTicks(False)
         self.addItem(self._item)

@@ -43,7 +43,7 @@ class PaneTitle(QWidget):
             self._note.setText(text)
         if self._colour != colour:
             self._colour = colour
-            self._note.setStyleSheet(f"color: {colour}; font-size: 12px; font-weight: 600;")
+            self._note.setStyleSheet(f"color: {colour}; font-size: 12px;")
 
     def show_badge(self, text: str, colour: str) -> None:
         """Show a badge, "" = none."""
@@ -89,6 +89,7 @@ class HelpPanel(QFrame):
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
+        self._window = parent
         self.setObjectName("help")
         layout = QGridLayout(self)
         layout.setContentsMargins(24, 18, 24, 18)
@@ -109,4 +110,4 @@ class HelpPanel(QFrame):
     def centre(self) -> None:
         """Move to the middle of the window."""
         self.adjustSize()
-        self.move(self.parentWidget().rect().center() - self.rect().center())
+        self.move(self._window.rect().center() - self.rect().center())

@@ -86,6 +86,8 @@ class Operator:
         hold_lease: bool = False,
     ) -> None:
         self.read_only = ""
+        self.error: Exception | None = None
+        self._closed = False
         self._endpoint, self._name, self._report, self._on_status = endpoint, name, report, on_status
         self._commands: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._stop, self._blank_asked, self._scanning = threading.Event(), threading.Event(), threading.Event()
@@ -127,16 +129,34 @@ class Operator:
         for thread in self._threads:
             thread.start()
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Carry out a blank still asked for, stop the threads and wait for them. Twice is fine."""
+    def close(self, timeout_s: float = 1.5) -> None:
+        """Carry out a blank still asked for, stop the threads and wait a moment for them. Twice is fine."""
         self._stop.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout_s)
+        self._closed = True
+
+    def maybe_raise(self) -> None:
+        """Raise the error that ended a thread, if one did; once."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
 
     def _guarded(self, loop: Callable[[MicroscopeClient], None]) -> None:
-        with MicroscopeClient(self._endpoint, self._name, timeout_s=ANSWER_S) as client:
-            loop(client)
+        try:
+            with MicroscopeClient(self._endpoint, self._name, timeout_s=ANSWER_S) as client:
+                loop(client)
+        except Exception as error:
+            logger.exception("a thread of the operator has ended")
+            self.error = error
+            self._say(f"commands can no longer be given: {error}")
+
+    def _say(self, text: str) -> None:
+        if self._closed:  # whoever listened may be gone
+            logger.info("%s", text)
+        else:
+            self._report(text)
 
     def _command_loop(self, client: MicroscopeClient) -> None:
         renewal_s = 0.0
@@ -157,15 +177,15 @@ class Operator:
         try:
             result = getattr(client, verb)(**arguments)
         except (ControlRefusedError, TimeoutError) as error:
-            self._report(f"{verb.replace('_', ' ')}: {error}")
+            self._say(f"{verb.replace('_', ' ')}: {error}")
             return
         except Exception as error:
             logger.exception("command %s failed", verb)
-            self._report(f"{verb.replace('_', ' ')} failed: {error}")
+            self._say(f"{verb.replace('_', ' ')} failed: {error}")
             return
         if verb in ("start", "stop"):
             (self._scanning.set if verb == "start" else self._scanning.clear)()
-        self._report(_done(verb, result))
+        self._say(_done(verb, result))
 
     def _take_control(self, client: MicroscopeClient) -> None:
         try:
@@ -177,13 +197,13 @@ class Operator:
             self._say_once(str(error))
         else:
             if self._last_trouble:
-                self._report("in control")
+                self._say("in control")
             self.read_only = self._last_trouble = ""
 
     def _say_once(self, trouble: str) -> None:
         if trouble != self._last_trouble:
             self._last_trouble = trouble
-            self._report(trouble)
+            self._say(trouble)
 
     def _ask_status(self, client: MicroscopeClient) -> None:
         if self._on_status is None:
@@ -206,12 +226,12 @@ class Operator:
             try:
                 client.blank()
             except (ControlRefusedError, TimeoutError) as error:
-                self._report(f"BLANK NOT CONFIRMED: {error}")
+                self._say(f"BLANK NOT CONFIRMED: {error}")
                 if self._stop.is_set():
                     return
             else:
                 self._scanning.clear()
-                self._report("blanked")
+                self._say("blanked")
                 return
 
     def _lease_loop(self, client: MicroscopeClient) -> None:
@@ -221,7 +241,7 @@ class Operator:
             try:
                 client.renew_lease()
             except (ControlRefusedError, TimeoutError) as error:
-                self._report(f"lease not renewed: {error}")
+                self._say(f"lease not renewed: {error}")
 
     def __enter__(self) -> Self:
         self.open()

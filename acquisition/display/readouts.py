@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QVBoxLayout
+from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout
+
+from lowdose.acquisition.display.keys import key_of
 
 if TYPE_CHECKING:
     from lowdose.acquisition.display.view_model import ViewModel
@@ -34,6 +37,7 @@ class Readouts(QFrame):
         self._values = [QLabel(NONE_YET) for _ in CAPTIONS]
         self.message = QLabel("")
         self.message.setObjectName("message")
+        _let_shrink(self.message)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(12, 5, 12, 5)
         outer.setSpacing(3)
@@ -44,11 +48,17 @@ class Readouts(QFrame):
             label = QLabel(caption)
             label.setObjectName("caption")
             value.setObjectName("value")
+            _let_shrink(value)
             grid.addWidget(label, 0, column)
             grid.addWidget(value, 1, column)
             grid.setColumnStretch(column, STRETCH[column])
         outer.addLayout(grid)
-        outer.addWidget(self.message)
+        line = QHBoxLayout()
+        hint = QLabel(f"[{key_of('help')}] keys")
+        hint.setObjectName("caption")
+        line.addWidget(self.message, 1)
+        line.addWidget(hint)
+        outer.addLayout(line)
 
     def refresh(self, model: ViewModel) -> None:
         """Show the figures of now."""
@@ -64,6 +74,11 @@ class Readouts(QFrame):
         """Show a message until the next one."""
         self.message.setText(text)
         self.message.setToolTip(text)
+
+
+def _let_shrink(label: QLabel) -> None:
+    """Keep a long text from widening the window."""
+    label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
 
 
 def readout_texts(model: ViewModel) -> tuple[str, ...]:
@@ -85,7 +100,7 @@ def readout_texts(model: ViewModel) -> tuple[str, ...]:
     )
 
 
-def coverage_text(nominal: float | None, true: float | None) -> str:
+def coverage_text(nominal: object, true: object) -> str:
     """Return the nominal and the true coverage for people.
 
     Examples
@@ -93,10 +108,10 @@ def coverage_text(nominal: float | None, true: float | None) -> str:
     >>> coverage_text(0.05, 0.0453), coverage_text(None, 1.0), coverage_text(None, None)
     ('1/20 nominal, 4.53 % true', '100 %', '–')
     """
-    if true is None:
+    if not _is_number(true):
         return NONE_YET
     percent = f"{100 * true:.3g} %"
-    if nominal is None or nominal >= 1:
+    if not _is_number(nominal) or not 0 < nominal < 1:
         return percent
     one_in = round(1 / nominal)
     label = f"1/{one_in}" if abs(one_in * nominal - 1) < 0.005 else f"{100 * nominal:.3g} %"
@@ -104,9 +119,14 @@ def coverage_text(nominal: float | None, true: float | None) -> str:
 
 
 def _dose(value: Any) -> str:
-    if not isinstance(value, int | float):
+    if not _is_number(value):
         return NONE_YET
     return f"{value:,.3g} e⁻/Å²" if value < 1000 else f"{value:,.0f} e⁻/Å²"
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a reported value can be shown as a number; reports come from a socket."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _area(area_id: Any) -> str:

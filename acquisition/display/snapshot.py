@@ -36,6 +36,8 @@ def write_snapshot(folder: Path, picture: Picture, counters: Mapping[str, Any]) 
 def save_snapshot(folder: Path, picture: Picture, counters: Mapping[str, Any]) -> Path:
     """Write lowdose-snapshot-<scan>-<frame>.png and .json, never over existing ones; return the picture's path.
 
+    The completed picture is written, also while the uncertainty is shown.
+
     Both are written beside their place and moved there, the description first: a picture always has one.
 
     Raises
@@ -47,7 +49,8 @@ def save_snapshot(folder: Path, picture: Picture, counters: Mapping[str, Any]) -
     scan = re.sub(r"[^A-Za-z0-9_-]", "_", picture.frame.scan_id[:8]) or "scan"
     path = _free_path(folder, f"lowdose-snapshot-{scan}-{picture.frame.frame_index}")
     description = json.dumps(describe(picture, counters), indent=2, default=str)
-    image = Image.fromarray(picture.completed)
+    channel = picture.frame.channels.index(picture.channel)
+    image = Image.fromarray(to_uint8(picture.frame.image[channel], picture.low, picture.high))
     _write_beside(path.with_suffix(".json"), lambda part: part.write_text(description + "\n", encoding="utf-8"))
     try:
         _write_beside(path, lambda part: image.save(part, format="PNG"))
@@ -63,7 +66,6 @@ def describe(picture: Picture, counters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "inferred": True,
         "note": "pixels between the measured ones are inferred by the engines named here",
-        "shows": "uncertainty" if picture.shows_uncertainty else "completed",
         "channel": picture.channel,
         "levels": {"low": picture.low, "high": picture.high},
         "grid": {

@@ -1,6 +1,8 @@
-"""The window's colours and style sheet (imports nothing)."""
+"""The window's colours, palette and style sheet (imports Qt)."""
 
 from __future__ import annotations
+
+from PySide6.QtGui import QColor, QPalette
 
 BACKGROUND = "#14171c"
 PANEL = "#1b1f26"
@@ -8,6 +10,7 @@ FIELD = "#0d0f13"
 BORDER = "#2c333d"
 TEXT = "#d9dee6"
 QUIET = "#8b95a5"
+DISABLED = "#5b6472"
 ACCENT = "#4c9be8"
 AMBER = "#e0a13c"
 RED = "#c8372d"
@@ -18,32 +21,23 @@ BEAM_COLOURS = {"scanning": GREEN, "blanked": "#46536a", "parked": "#39404b", "f
 UNKNOWN_COLOUR = "#7a5a1e"
 
 STYLE = f"""
-QWidget {{ background: {BACKGROUND}; color: {TEXT}; font-family: "Inter", "Segoe UI", "DejaVu Sans", sans-serif;
-    font-size: 12px; }}
-QLabel {{ background: transparent; }}
+QWidget {{ font-family: "Inter", "Segoe UI", "DejaVu Sans", sans-serif; font-size: 12px; }}
 QLabel#title {{ font-size: 13px; font-weight: 600; }}
-QLabel#note, QLabel#caption {{ color: {QUIET}; font-size: 11px; }}
+QLabel#caption {{ color: {QUIET}; font-size: 11px; }}
 QLabel#value {{ font-size: 13px; }}
 QLabel#message {{ color: {QUIET}; }}
-QFrame#bar {{ background: {PANEL}; border-bottom: 1px solid {BORDER}; }}
-QFrame#foot {{ background: {PANEL}; border-top: 1px solid {BORDER}; }}
-QFrame#bar QWidget, QFrame#foot QWidget {{ background: transparent; }}
-QFrame#bar QComboBox, QFrame#bar QAbstractSpinBox {{ background: {FIELD}; border: 1px solid {BORDER};
-    border-radius: 4px; padding: 3px 6px; min-height: 20px; selection-background-color: {ACCENT}; }}
-QFrame#bar QComboBox:focus, QFrame#bar QAbstractSpinBox:focus {{ border-color: {ACCENT}; }}
-QFrame#bar QComboBox:disabled, QFrame#bar QAbstractSpinBox:disabled {{ color: #5b6472; }}
-QComboBox QAbstractItemView {{ background: {FIELD}; border: 1px solid {BORDER};
-    selection-background-color: {ACCENT}; }}
-QFrame#bar QPushButton {{ background: #2a313b; border: 1px solid #3a434f; border-radius: 4px; padding: 4px 11px;
-    min-height: 19px; }}
+QFrame#bar {{ background: {PANEL}; border: none; border-bottom: 1px solid {BORDER}; }}
+QFrame#foot {{ background: {PANEL}; border: none; border-top: 1px solid {BORDER}; }}
+QFrame#bar QPushButton {{ background: #2a313b; border: 1px solid #3a434f; border-radius: 4px; padding: 4px 12px;
+    min-height: 18px; }}
 QFrame#bar QPushButton:hover {{ background: #343d49; }}
 QFrame#bar QPushButton:pressed {{ background: #222831; }}
-QFrame#bar QPushButton:disabled {{ color: #5b6472; }}
+QFrame#bar QPushButton:disabled {{ color: {DISABLED}; }}
 QFrame#bar QPushButton#blank {{ background: {RED}; border: 1px solid #e0584e; color: white; font-size: 14px;
-    font-weight: 700; padding: 4px 26px; }}
+    font-weight: 700; padding: 4px 30px; }}
 QFrame#bar QPushButton#blank:hover {{ background: #dd453a; }}
 QFrame#bar QPushButton#blank:pressed {{ background: #9c271f; }}
-QFrame#alarm {{ background: {RED}; }}
+QFrame#alarm {{ background: {RED}; border: none; }}
 QFrame#alarm QLabel {{ color: white; font-size: 14px; font-weight: 600; }}
 QFrame#alarm QPushButton {{ background: transparent; border: 1px solid white; border-radius: 4px; color: white;
     padding: 3px 12px; }}
@@ -56,3 +50,33 @@ QToolTip {{ background: {PANEL}; color: {TEXT}; border: 1px solid {BORDER}; padd
 def badge_style(colour: str) -> str:
     """Return the style of a small coloured label."""
     return f"background: {colour}; color: white; border-radius: 4px; padding: 3px 10px; font-weight: 700;"
+
+
+def dark_palette() -> QPalette:
+    """Return the palette of all widgets; the style sheet only adds what a palette cannot say."""
+    palette = QPalette()
+    role = QPalette.ColorRole
+    colours = {
+        role.Window: BACKGROUND,
+        role.WindowText: TEXT,
+        role.Base: FIELD,
+        role.AlternateBase: PANEL,
+        role.Text: TEXT,
+        role.Button: "#2a313b",
+        role.ButtonText: TEXT,
+        role.Highlight: ACCENT,
+        role.HighlightedText: "#ffffff",
+        role.ToolTipBase: PANEL,
+        role.ToolTipText: TEXT,
+        role.PlaceholderText: QUIET,
+        role.Light: "#3a434f",
+        role.Midlight: BORDER,
+        role.Mid: BORDER,
+        role.Dark: "#0a0c0f",
+        role.Shadow: "#000000",
+    }
+    for name, colour in colours.items():
+        palette.setColor(name, QColor(colour))
+    for name in (role.Text, role.ButtonText, role.WindowText):
+        palette.setColor(QPalette.ColorGroup.Disabled, name, QColor(DISABLED))
+    return palette

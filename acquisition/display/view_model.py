@@ -8,8 +8,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowdose.acquisition.display.counters import RATE_WINDOW_NS, FrameCounters, rate_per_s
+from lowdose.acquisition.display.counters import FrameCounters
 from lowdose.acquisition.display.levels import Levels, measured_to_uint8, percentile_levels, to_uint8
+from lowdose.acquisition.display.reports import MICROSCOPE, RECONSTRUCTION, Reports
 from lowdose.acquisition.mailbox import LatestOnly
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from lowdose.acquisition.frames import DenseFrame
     from lowdose.acquisition.status import Event, StatusReport
 
-MICROSCOPE, RECONSTRUCTION = "microscope", "reconstruction"
-KEPT_EVENTS = 200
 KEPT_SCANS = 64
 
 
@@ -83,6 +82,7 @@ class ViewModel:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.levels = Levels()
+        self.reports = Reports(clock)
         self.frozen = False
         self.shows_uncertainty = False
         self.channel = 0
@@ -97,15 +97,11 @@ class ViewModel:
         self._newest: DenseFrame | None = None
         self._arrived_ns: int | None = None
         self._past_scans: deque[str] = deque(maxlen=KEPT_SCANS)
-        self._reports: dict[str, tuple[StatusReport, int]] = {}
-        self._acquired: deque[tuple[int, int]] = deque(maxlen=1000)
-        self._new_events: deque[Event] = deque(maxlen=KEPT_EVENTS)
-        self._event_alarm = ""
 
     def accept_frame(self, frame: DenseFrame, t_received_ns: int) -> bool:
         """Take a frame in and return True, unless it is no newer than one seen before or enough were shown."""
         with self._lock:
-            if self._enough or not self._is_newer(frame):
+            if self._enough or not _can_be_shown(frame) or not self._is_newer(frame):
                 self.refused += 1
                 return False
             self._note_newest(frame, t_received_ns)
@@ -151,53 +147,21 @@ class ViewModel:
 
     def accept_report(self, report: StatusReport) -> None:
         """Keep the newest report of a service."""
-        with self._lock:
-            before = self._reports.get(report.source)
-            if before is not None and report.t_ns < before[0].t_ns - RATE_WINDOW_NS:
-                self._acquired.clear()  # another machine's clock or a restart: start the rate anew
-            self._reports[report.source] = (report, self._clock())
-            acquired = report.values.get("acquired")
-            if report.source == MICROSCOPE and isinstance(acquired, int):
-                self._acquired.append((report.t_ns, acquired))
+        self.reports.accept(report)
 
     def accept_event(self, event: Event) -> None:
-        """Keep an event; an alarm stays until `clear_alarm`."""
-        with self._lock:
-            self._new_events.append(event)
-            if event.severity == "alarm":
-                self._event_alarm = event.text
-
-    def new_events(self) -> list[Event]:
-        """Return the events since the last call, oldest first."""
-        with self._lock:
-            fresh = list(self._new_events)
-            self._new_events.clear()
-        return fresh
-
-    def clear_alarm(self) -> None:
-        """Forget the alarms of past events; one the microscope still reports stays."""
-        with self._lock:
-            self._event_alarm = ""
-
-    @property
-    def state_seen(self) -> tuple[object, ...]:
-        """Changes whenever something came in that the operator must see at once."""
-        return self.microscope.get("state"), self.alarm, len(self._new_events)
-
-    @property
-    def alarm(self) -> str:
-        """The alarm not yet cleared, "" if there is none."""
-        return str(self.microscope.get("alarm") or "") or self._event_alarm
+        """Keep an event; an alarm stays until it is cleared."""
+        self.reports.accept_event(event)
 
     @property
     def microscope(self) -> dict[str, Any]:
         """Values of the microscope's last report; empty before the first."""
-        return self._values(MICROSCOPE)
+        return self.reports.values(MICROSCOPE)
 
     @property
     def reconstruction(self) -> dict[str, Any]:
         """Values of the reconstruction's last report; empty before the first."""
-        return self._values(RECONSTRUCTION)
+        return self.reports.values(RECONSTRUCTION)
 
     @property
     def frame(self) -> DenseFrame | None:
@@ -240,18 +204,11 @@ class ViewModel:
         """Return how long ago the last frame came in [s]; None before the first."""
         return None if self._arrived_ns is None else (self._clock() - self._arrived_ns) / 1e9
 
-    def seconds_without_report(self) -> float | None:
-        """Return how long ago the microscope last reported [s]; None before the first report."""
-        with self._lock:
-            entry = self._reports.get(MICROSCOPE)
-        return None if entry is None else (self._clock() - entry[1]) / 1e9
-
     def rates_per_s(self) -> tuple[float, float]:
         """Return (shown, acquired) frames per second over the last two seconds."""
         with self._lock:
-            newest = self._acquired[-1][0] if self._acquired else 0
-            acquired = [entry for entry in self._acquired if newest - entry[0] <= RATE_WINDOW_NS]
-            return self._counters.recent_fps(self._clock()), rate_per_s(acquired)
+            shown = self._counters.recent_fps(self._clock())
+        return shown, self.reports.acquired_per_s
 
     def latency_ms(self) -> dict[str, float | None]:
         """Return p50, p90, p99 and max from the last sample acquired to the frame painted [ms]."""
@@ -308,15 +265,14 @@ class ViewModel:
         name = frame.channels[channel]
         return Picture(frame, shown, completed, low, high, name, self.shows_uncertainty, t_received_ns)
 
-    def _values(self, source: str) -> dict[str, Any]:
-        with self._lock:
-            entry = self._reports.get(source)
-        return {} if entry is None else entry[0].values
-
     def _lost(self, name: str) -> int:
         frame, reported = self._newest, self.reconstruction.get(name)
         in_frame = 0 if frame is None else int(getattr(frame, name))
         return max(in_frame, reported) if isinstance(reported, int) else in_frame
+
+
+def _can_be_shown(frame: DenseFrame) -> bool:
+    return frame.image.size > 0 and frame.measured.size > 0
 
 
 def _progress(frame: DenseFrame) -> tuple[int, bool, int]:

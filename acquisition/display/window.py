@@ -14,8 +14,9 @@ from lowdose.acquisition.display.key_filter import KeyFilter
 from lowdose.acquisition.display.notices import AlarmBanner, HelpPanel, PaneTitle
 from lowdose.acquisition.display.panes import GAP_PX, Panes
 from lowdose.acquisition.display.readouts import Readouts
+from lowdose.acquisition.display.reports import MICROSCOPE
 from lowdose.acquisition.display.snapshot import write_snapshot
-from lowdose.acquisition.display.theme import ACCENT, AMBER, QUIET, STYLE
+from lowdose.acquisition.display.theme import ACCENT, AMBER, QUIET, STYLE, dark_palette
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,7 @@ class Window(QWidget):
 
     def _lay_out(self) -> None:
         self.setWindowTitle("lowdose")
+        QApplication.setPalette(dark_palette())
         self.setStyleSheet(STYLE)
         self.resize(*SIZE_PX)
         outer = QVBoxLayout(self)
@@ -112,19 +114,17 @@ class Window(QWidget):
         self.help.raise_()
 
     def _middle(self) -> QGridLayout:
-        pictures = QVBoxLayout()
-        pictures.setSpacing(4)
         titles = QHBoxLayout()
         titles.setSpacing(GAP_PX)
         for title in self.titles:
             titles.addWidget(title, 1)
-        pictures.addLayout(titles)
-        pictures.addWidget(self.panes, 1)
         middle = QGridLayout()
         middle.setContentsMargins(8, 5, 4, 6)
-        middle.setHorizontalSpacing(4)
-        middle.addLayout(pictures, 0, 0)
-        middle.addWidget(self.histogram, 0, 1)
+        middle.setSpacing(4)
+        middle.addLayout(titles, 0, 0)
+        middle.addWidget(PaneTitle("counts"), 0, 1)
+        middle.addWidget(self.panes, 1, 0)
+        middle.addWidget(self.histogram, 1, 1)
         middle.setColumnStretch(0, 1)
         return middle
 
@@ -152,6 +152,7 @@ class Window(QWidget):
         controls.pattern_chosen.connect(lambda pattern: self._operator.configure(pattern=pattern))
         controls.dwell_chosen.connect(lambda dwell: self._operator.configure(dwell_time_us=dwell))
         controls.contrast_chosen.connect(self._choose_contrast)
+        controls.channel_chosen.connect(self._choose_channel)
         controls.go_clicked.connect(self._go)
         controls.blank_clicked.connect(self._operator.blank)
         controls.area_clicked.connect(self._operator.new_area)
@@ -162,7 +163,7 @@ class Window(QWidget):
     def _came(self) -> None:
         self._wake_pending = False  # before taking: what comes in from now on wakes anew
         self._show_next()
-        if self._model.state_seen != self._state_seen:
+        if self._model.reports.seen != self._state_seen:
             self._show_state()
 
     def _show_next(self) -> None:
@@ -173,6 +174,7 @@ class Window(QWidget):
             self._set_ns = time.monotonic_ns()
             self._picture = picture
             self.panes.show_picture(picture, new=True)
+            self.controls.show_channels(picture.frame.channels)
 
     def _painted(self, t_ns: int) -> None:
         self._model.painted(t_ns)
@@ -185,30 +187,34 @@ class Window(QWidget):
             self.panes.show_picture(picture, new=False)
 
     def _show_state(self) -> None:
-        model, age_s = self._model, self._model.seconds_without_report()
+        model, age_s = self._model, self._model.reports.age_s(MICROSCOPE)
         fresh = age_s is not None and age_s < REPORT_STALE_S
         self.controls.show_status(model.microscope, fresh=fresh, read_only=self._operator.read_only)
         self.controls.show_contrast(model.levels.mode)
-        self.alarm.show_text(model.alarm)
-        for event in model.new_events():
+        self.alarm.show_text(model.reports.alarm)
+        for event in model.reports.take_events():
             self.readouts.say(event.text)
-        self._state_seen = model.state_seen
+        self._state_seen = model.reports.seen
 
     def _show_titles(self) -> None:
         measured, completed = self.titles
-        age_s = self._model.seconds_without_frame()
-        scanning = self._model.microscope.get("state") == "scanning"
-        stale = age_s is not None and age_s > STALE_S
-        note = f"no frames for {age_s:.0f} s" if stale else "waiting for frames" if age_s is None else ""
-        measured.show_note(note, AMBER if scanning and stale else QUIET)
         completed.show_badge("FROZEN" if self._model.frozen else "", ACCENT)
-        if self._picture is None:
-            return
+        measured.show_note(*self._frame_note())
+        if self._picture is None or not self._picture.shows_uncertainty:
+            completed.show_title(TITLES[1])
+        else:
+            completed.show_title(f"uncertainty of the completed picture ({self._picture.frame.uncertainty_kind})")
+
+    def _frame_note(self) -> tuple[str, str]:
+        """Return what to say about the frame shown, and in which colour."""
+        age_s = self._model.seconds_without_frame()
+        if age_s is None or self._picture is None:
+            return "waiting for frames", QUIET
+        if age_s > STALE_S:
+            return f"no frames for {age_s:.0f} s", AMBER
         frame = self._picture.frame
-        progress = "" if frame.complete else ", still being scanned"
-        measured.show_title(f"{TITLES[0]} · {self._picture.channel} · frame {frame.frame_index}{progress}")
-        kind = frame.uncertainty_kind
-        completed.show_title(f"uncertainty ({kind})" if self._picture.shows_uncertainty else TITLES[1])
+        progress = "" if frame.complete else "  (still being scanned)"
+        return f"{self._picture.channel}   frame {frame.frame_index}{progress}", QUIET
 
     def _go(self) -> None:
         if self._model.microscope.get("state") == "scanning":
@@ -225,6 +231,10 @@ class Window(QWidget):
         self._model.shows_uncertainty = not self._model.shows_uncertainty
         self._redraw()
         self._show_titles()
+
+    def _choose_channel(self, index: int) -> None:
+        self._model.channel = index
+        self._redraw()
 
     def _choose_contrast(self, mode: Any) -> None:
         if mode is None:
@@ -248,7 +258,7 @@ class Window(QWidget):
         self.readouts.say(write_snapshot(self._snapshot_folder, self._picture, self._model.summary()))
 
     def _clear_alarm(self) -> None:
-        self._model.clear_alarm()
+        self._model.reports.clear_alarm()
         self._operator.clear_alarm()
         self._show_state()
 

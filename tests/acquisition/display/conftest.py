@@ -32,7 +32,7 @@ STATUS = {
 def build_frame(
     index=0, *, scan_id="scan-a", complete=True, samples=100, shape=(64, 64), left=0.0, right=100.0, dropped=0, gaps=0
 ):
-    """A picture dark on the left and bright on the right, every fourth row measured."""
+    """Make a picture dark on the left and bright on the right, every fourth row measured."""
     image = np.full((1, *shape), left, np.float32)
     image[..., shape[1] // 2 :] = right
     hits = np.zeros(shape, np.uint16)

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -35,6 +36,12 @@ def test_older_frames_are_refused(make_frame, late):
     model.accept_frame(make_frame(5), 0)
     assert not model.accept_frame(make_frame(**late), 0)
     assert model.take().frame.frame_index == 5
+
+
+def test_a_frame_without_channels_is_refused(make_frame):
+    frame = make_frame(0)
+    empty = {name: getattr(frame, name)[:0] for name in ("image", "uncertainty", "measured")}
+    assert not ViewModel().accept_frame(dataclasses.replace(frame, channels=(), **empty), 0)
 
 
 def test_a_partial_frame_grows(make_frame):
@@ -142,10 +149,9 @@ def test_summary_has_the_stable_names(make_frame, make_report):
     model.accept_report(make_report())
     show(model, make_frame(0))
     summary = model.summary()
-    assert list(summary) == (
-        "frames acquired skipped dropped gaps pattern coverage coverage_nominal dwell_time_us dose_e_per_a2 "
-        "dose_visited_e_per_a2 engine fps latency_ms"
-    ).split(" ")
+    names = "frames acquired skipped dropped gaps pattern coverage coverage_nominal dwell_time_us dose_e_per_a2"
+    names += " dose_visited_e_per_a2 engine fps latency_ms"
+    assert list(summary) == names.split()
     assert (summary["acquired"], summary["pattern"], summary["engine"]) == (7, "spiral", "nearest")
     assert list(summary["latency_ms"]) == ["p50", "p90", "p99", "max"]
 
@@ -167,18 +173,18 @@ def test_an_alarm_event_stays_until_cleared(make_report):
     model = ViewModel()
     model.accept_event(Event("microscope", "lease_lost", "lease lost: beam blanked", "alarm", 0))
     model.accept_report(make_report(alarm=""))
-    assert model.alarm == "lease lost: beam blanked"
-    model.clear_alarm()
-    assert model.alarm == ""
+    assert model.reports.alarm == "lease lost: beam blanked"
+    model.reports.clear_alarm()
+    assert model.reports.alarm == ""
 
 
 def test_a_reported_alarm_stays_while_it_is_reported(make_report):
     model = ViewModel()
     model.accept_report(make_report(alarm="blank not confirmed"))
-    model.clear_alarm()
-    assert model.alarm == "blank not confirmed"
+    model.reports.clear_alarm()
+    assert model.reports.alarm == "blank not confirmed"
     model.accept_report(make_report(alarm=""))
-    assert model.alarm == ""
+    assert model.reports.alarm == ""
 
 
 def test_uncertainty_takes_the_place_of_the_completed_picture(make_frame):
