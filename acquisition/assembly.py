@@ -83,7 +83,7 @@ class Scatter:
         if received is not None:
             present = received.astype(np.float32)
             dwell = self._summed((self.path.dwell_times_us * present)[None])[0]
-            hits = self._scattered(self._summed(present[None]))[0].astype(np.uint16)
+            hits = self._scattered(np.minimum(self._summed(present[None]), 65_535))[0].astype(np.uint16)
             samples *= present
         with np.errstate(divide="ignore", invalid="ignore"):
             means = self._summed(samples) * (np.float32(self.dwell_time_us) / dwell)
@@ -149,6 +149,13 @@ class FrameAssembler:
             return []
         self._frame_done = True
         return [self.frame(complete=True)]
+
+    def break_off(self) -> list[SparseFrame]:
+        """Return the frame under way, if there is one, as far as it came: the scan was ended in the middle of it."""
+        if self._frame_done:
+            return []
+        self._frame_done = True
+        return [self.frame(complete=False)]
 
     @property
     def under_way(self) -> bool:

@@ -66,6 +66,7 @@ class BeamGuard:
         self.lease_holder = ""
         self.state: BeamState = "parked"
         self.alarm = ""
+        self.off_orders = 0
         self.area_id = 0
         self.area_dose_e_per_a2 = 0.0
 
@@ -82,9 +83,14 @@ class BeamGuard:
     def ensure_lease(self, client: str) -> None:
         """Make the client that starts a scan the lease holder, unless a live one keeps it."""
         with self._lock:
-            if not self.lease_holder or self._lease_expired():
+            if self.lease_holder in ("", client) or self._lease_expired():
                 self.lease_holder = client
                 self._renewed_ns = self._clock()
+
+    def holds_lease(self, client: str) -> bool:
+        """Tell whether the client holds a lease that has not run out."""
+        with self._lock:
+            return self.lease_holder == client and not self._lease_expired()
 
     def check(self) -> None:
         """Blank if the lease has run out while scanning; called every few milliseconds."""
@@ -121,7 +127,8 @@ class BeamGuard:
         except PermissionError as refusal:
             self._report("budget_spent", str(refusal), "warning")
             return False
-        self.area_dose_e_per_a2 += frame_dose_e_per_a2(path, self._beam_current_pa)
+        with self._lock:
+            self.area_dose_e_per_a2 += frame_dose_e_per_a2(path, self._beam_current_pa)
         return True
 
     def new_area(self) -> int:
@@ -133,13 +140,27 @@ class BeamGuard:
 
     # --- beam -------------------------------------------------------------------------------------------------------
 
-    def begin_scanning(self) -> None:
-        """Unblank. Raises PermissionError while an alarm is latched."""
+    def begin_scanning(self, *, off_orders_seen: int | None = None) -> None:
+        """Unblank.
+
+        Raises PermissionError while an alarm is latched, or when the beam was ordered off since `off_orders_seen`.
+        """
         with self._lock:
             if self.alarm:
                 raise PermissionError(f"alarm: {self.alarm}. Blank the beam by hand, then clear the alarm")
-            self._controller.unblank()
+            if off_orders_seen not in (None, self.off_orders):
+                raise PermissionError("the beam was ordered off after this start was asked for: start again")
+            try:
+                self._controller.unblank()
+            except Exception as error:
+                self.make_safe("unblank_failed", f"unblank failed: {type(error).__name__}: {error}", "alarm")
+                raise
             self.state = "scanning"
+
+    def order_off(self, kind: str, text: str) -> None:
+        """Make safe because a person wants the beam off: a start that still waits is not done any more."""
+        self.off_orders += 1
+        self.make_safe(kind, text)
 
     def make_safe(self, kind: str, text: str, severity: Severity = "info") -> None:
         """Blank, stop and park whatever state the controller is in; a blank that is not confirmed latches an alarm."""

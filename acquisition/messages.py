@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.path import ScanPath
 
+MAX_CLIENT_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class ScanStart:
@@ -124,6 +126,10 @@ class Request:
     request_id: int
     verb: str
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.client) > MAX_CLIENT_NAME:  # it goes into every report of who holds lease and control
+            raise ValueError(f"a client's name has at most {MAX_CLIENT_NAME} characters, got {len(self.client)}")
 
 
 @dataclass(frozen=True, slots=True)

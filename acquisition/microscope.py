@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         SafetySettings,
         ScanSettings,
     )
+    from lowdose.acquisition.sockets import Address
     from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.pattern import Pattern
 
@@ -42,6 +44,8 @@ REPORT_EVERY_S = 0.2
 CONTROL_HELD_S = 3.0
 COLLECT_EVERY_S = 1.0
 MAX_SCANS_REMEMBERED = 8
+MAX_ERROR = 2_000
+MAX_PATTERN_TEXT = 10_000
 MIN_DWELL_US, MAX_DWELL_US = 1e-3, 1e6
 
 
@@ -77,26 +81,26 @@ class MicroscopeService:
     ) -> None:
         self._controller, self._grid, self._scan, self._beam = controller, grid, scan, beam
         self._make_pattern, self._pattern_names = make_pattern, pattern_names
-        self._publisher = Publisher(network.samples, hwm=SAMPLES_HWM)
-        try:
-            self._control = ControlServer(network.control)
-        except Exception:
-            self._publisher.close()
-            raise
-        self.guard = BeamGuard(controller, safety, dose, beam_current_pa=beam.current_pa, emit=self._publisher.publish)
         self._lock = threading.Lock()
         self._scans: dict[str, ScanStart] = {}
-        self._next: ScanStart = self._new_scan(dict(scan.pattern), scan.dwell_time_us)
-        self._current: ScanStart = self._next
-        self._controller.prepare(self._next.scan_id, self._next.paths)
+        with ExitStack() as opened:
+            self._publisher = opened.enter_context(Publisher(network.samples, hwm=SAMPLES_HWM))
+            self._control = opened.enter_context(ControlServer(network.control))
+            self.guard = BeamGuard(
+                controller, safety, dose, beam_current_pa=beam.current_pa, emit=self._publisher.publish
+            )
+            self._next = self._current = self._new_scan(dict(scan.pattern), scan.dwell_time_us)
+            self._controller.prepare(self._next.scan_id, self._next.paths)
+            opened.pop_all()
+        self._admitted = ""
         self._seq = 0
         self._frames_left: int | None = None
         self._acquired = 0
         self._error: BaseException | None = None
         self._control_holder, self._control_seen_s = "", 0.0
         self._stopping = threading.Event()
-        self._work: queue.Queue[tuple[bytes, Request] | None] = queue.Queue(maxsize=32)
-        self._done: queue.Queue[tuple[bytes, Any]] = queue.Queue()
+        self._work: queue.Queue[tuple[Address, Request, int] | None] = queue.Queue(maxsize=32)
+        self._done: queue.Queue[tuple[Address, Reply | ScanStart]] = queue.Queue()
         self._threads: list[threading.Thread] = []
         self._scan_thread: threading.Thread | None = None
 
@@ -169,10 +173,10 @@ class MicroscopeService:
                 self._publish_report()
                 next_report_s = time.monotonic() + REPORT_EVERY_S
 
-    def _dispatch(self, address: bytes, request: Request) -> None:
+    def _dispatch(self, address: Address, request: Request) -> None:
         if request.verb in ("configure", "describe_scan", "start"):
             try:
-                self._work.put_nowait((address, request))
+                self._work.put_nowait((address, request, self.guard.off_orders))
             except queue.Full:
                 self._control.reply(address, Reply(request.request_id, error="busy: too many requests are waiting"))
         else:
@@ -180,15 +184,15 @@ class MicroscopeService:
 
     def _run_work(self) -> None:
         while (item := self._work.get()) is not None:
-            address, request = item
-            self._done.put((address, self._reply(request)))
+            address, request, off_orders = item
+            self._done.put((address, self._reply(request, off_orders)))
 
-    def _reply(self, request: Request) -> Reply | ScanStart:
+    def _reply(self, request: Request, off_orders: int = 0) -> Reply | ScanStart:
         verbs: dict[str, Callable[[Request], dict[str, Any] | ScanStart]] = {
             "status": self._do_status,
             "take_control": self._do_take_control,
             "configure": self._do_configure,
-            "start": self._do_start,
+            "start": lambda request: self._do_start(request, off_orders),
             "stop": self._do_stop,
             "blank": self._do_blank,
             "park": self._do_stop,
@@ -202,15 +206,16 @@ class MicroscopeService:
         try:
             answer = verbs[request.verb](request)
         except (ValueError, PermissionError, TypeError, MemoryError) as error:
-            return Reply(request.request_id, error=str(error) or type(error).__name__)
+            return Reply(request.request_id, error=str(error)[:MAX_ERROR] or type(error).__name__)
         except Exception as error:  # a driver may raise anything; the service goes on answering
             logger.exception("'%s' failed", request.verb)
-            return Reply(request.request_id, error=f"'{request.verb}' failed: {type(error).__name__}: {error}")
+            complaint = f"'{request.verb}' failed: {type(error).__name__}: {error}"
+            return Reply(request.request_id, error=complaint[:MAX_ERROR])
         return answer if isinstance(answer, ScanStart) else Reply(request.request_id, result=answer)
 
     def _require_control(self, request: Request) -> None:
         held = time.monotonic() - self._control_seen_s < CONTROL_HELD_S
-        if held and self._control_holder != request.client and request.client != self.guard.lease_holder:
+        if held and self._control_holder != request.client and not self.guard.holds_lease(request.client):
             raise PermissionError(f"control is held by {self._control_holder}: this display only watches")
 
     def _do_take_control(self, request: Request) -> dict[str, Any]:
@@ -223,12 +228,12 @@ class MicroscopeService:
 
     def _do_configure(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
-        unknown = set(request.arguments) - {"pattern", "dwell_time_us"}
-        if unknown:
-            raise ValueError(f"configure takes pattern and dwell_time_us, got {', '.join(sorted(map(str, unknown)))}")
+        _require_known(request, "pattern", "dwell_time_us")
         pattern = request.arguments.get("pattern", _spec_of(self._next))
         if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
             raise TypeError(f"pattern must be a map of name and parameters, got {type(pattern).__name__}")
+        if len(str(pattern)) > MAX_PATTERN_TEXT:  # it travels with every scan start and report
+            raise ValueError(f"pattern must fit {MAX_PATTERN_TEXT} characters, got {len(str(pattern))}")
         dwell_time_us = request.arguments.get("dwell_time_us", self._next.dwell_time_us)
         if isinstance(dwell_time_us, bool) or not isinstance(dwell_time_us, int | float):
             raise TypeError(f"dwell_time_us must be a number, got {type(dwell_time_us).__name__}")
@@ -239,8 +244,9 @@ class MicroscopeService:
             self._current = scan
         return self._scan_values(scan)
 
-    def _do_start(self, request: Request) -> dict[str, Any]:
+    def _do_start(self, request: Request, off_orders: int) -> dict[str, Any]:
         self._require_control(request)
+        _require_known(request, "frames")
         frames = request.arguments.get("frames")
         if frames is not None and (type(frames) is not int or frames < 1):
             raise ValueError(f"frames must be an integer >= 1, got {frames!r}")
@@ -249,11 +255,13 @@ class MicroscopeService:
                 raise PermissionError("a scan is running: stop it first")
             if self._scan_thread is not None:
                 self._scan_thread.join(timeout=5)
+                if self._scan_thread.is_alive():
+                    raise PermissionError("the scan before has not ended: the controller does not let go of it")
             self.guard.require_budget(self._next.path_of(0))
             self._frames_left = frames
             self._controller.start(self._admit)
             self.guard.ensure_lease(request.client)
-            self.guard.begin_scanning()
+            self.guard.begin_scanning(off_orders_seen=off_orders)
             self._scan_thread = threading.Thread(
                 target=self._guarded, args=(self._scan_loop,), name="scan", daemon=True
             )
@@ -262,11 +270,11 @@ class MicroscopeService:
 
     def _do_stop(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
-        self.guard.make_safe("stopped", f"stopped by {request.client}")
+        self.guard.order_off("stopped", f"stopped by {request.client}")
         return {}
 
     def _do_blank(self, request: Request) -> dict[str, Any]:
-        self.guard.make_safe("blanked", f"blanked by {request.client}")
+        self.guard.order_off("blanked", f"blanked by {request.client}")
         return {}
 
     def _do_new_area(self, request: Request) -> dict[str, Any]:
@@ -282,6 +290,7 @@ class MicroscopeService:
         return {}
 
     def _do_describe_scan(self, request: Request) -> ScanStart:
+        _require_known(request, "scan_id")
         scan_id = request.arguments.get("scan_id") or self._current.scan_id
         if scan_id not in self._scans:
             raise ValueError(f"no scan {scan_id!r} is known here")
@@ -314,15 +323,23 @@ class MicroscopeService:
             t_ns=time.monotonic_ns(),
         )
         self._scans[scan.scan_id] = scan
-        while len(self._scans) > MAX_SCANS_REMEMBERED:
-            self._scans.pop(next(iter(self._scans)))
+        self._forget_old_scans(scan.scan_id)
         return scan
+
+    def _forget_old_scans(self, newest_id: str) -> None:
+        """Forget the oldest scans, but none that is being scanned, about to be, or next."""
+        too_many = len(self._scans) - MAX_SCANS_REMEMBERED
+        if too_many > 0:
+            in_use = {newest_id, self._admitted, self._current.scan_id, self._next.scan_id}
+            for scan_id in [scan_id for scan_id in self._scans if scan_id not in in_use][:too_many]:
+                self._scans.pop(scan_id)
 
     def _admit(self, scan_id: str, path: Any) -> bool:
         if self._frames_left == 0 or not self.guard.admit(path):
             return False
         if self._frames_left is not None:
             self._frames_left -= 1
+        self._admitted = scan_id
         return True
 
     def _scan_loop(self) -> None:
@@ -406,6 +423,12 @@ class MicroscopeService:
             "dose_e_per_a2": frame_dose_e_per_a2(path, scan.beam_current_pa),
             "dose_visited_e_per_a2": visited_dose_e_per_a2(path, scan.beam_current_pa),
         }
+
+
+def _require_known(request: Request, *names: str) -> None:
+    unknown = sorted(str(name) for name in request.arguments if name not in names)
+    if unknown:
+        raise ValueError(f"{request.verb} takes {' and '.join(names)}, got {', '.join(unknown)}")
 
 
 def _spec_of(scan: ScanStart) -> dict[str, Any]:

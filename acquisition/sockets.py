@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from lowdose.acquisition.messages import Reply, Request
-from lowdose.acquisition.wire import MAX_PART_BYTES, Message, Topic, WireError, decode, encode
+from lowdose.acquisition.wire import MAX_HEADER_BYTES, MAX_PART_BYTES, Message, Topic, WireError, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,9 @@ FRAMES_HWM = 2
 STATUS_HWM = 1000
 HEARTBEAT_MS = 500
 LINGER_MS = 200
+
+Address = tuple[bytes, int]
+"""Where an answer goes: the client's identity on the socket and the number of its request."""
 
 
 class EndpointError(ValueError):
@@ -52,13 +56,24 @@ class _Socket:
         self.garbage = 0
 
     def _bind(self, endpoint: str) -> str:
-        require_loopback(endpoint)
         try:
+            require_loopback(endpoint)
+            self._allow_ipv6(endpoint)
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise EndpointError(_bind_advice(endpoint, error)) from None
+        except EndpointError:
+            self.close()
+            raise
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _connect(self, endpoint: str) -> None:
+        self._allow_ipv6(endpoint)
+        self._socket.connect(endpoint)
+
+    def _allow_ipv6(self, endpoint: str) -> None:
+        self._socket.setsockopt(zmq.IPV6, endpoint.startswith("tcp://["))
 
     def _decode(self, buffers: Sequence[zmq.Frame]) -> Message | None:
         try:
@@ -139,7 +154,7 @@ class Subscriber(_Socket):
         super().__init__(zmq.SUB, hwm=hwm)
         for topic in topics:
             self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
-        self._socket.connect(endpoint)
+        self._connect(endpoint)
 
     def receive(self, timeout_s: float = 0.0) -> Message | None:
         """Return the next message, or None if none came in time; garbage is counted and passed over."""
@@ -164,19 +179,23 @@ class ControlServer(_Socket):
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(zmq.ROUTER, hwm=100)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)  # a request has no arrays
         self.endpoint = self._bind(endpoint)
 
-    def receive(self, timeout_s: float) -> tuple[bytes, Request] | None:
-        """Return the sender's address and its request, or None if none came in time."""
+    def receive(self, timeout_s: float) -> tuple[Address, Request] | None:
+        """Return where the answer goes and the request, or None if none came in time."""
         if not self._socket.poll(round(1000 * timeout_s)):
             return None
-        address, *buffers = self._socket.recv_multipart(copy=False)
+        identity, *buffers = self._socket.recv_multipart(copy=False)
         message = self._decode(buffers)
-        return (bytes(address.buffer), message) if isinstance(message, Request) else None
+        return ((bytes(identity.buffer), message.request_id), message) if isinstance(message, Request) else None
 
-    def reply(self, address: bytes, message: Message) -> None:
-        """Answer; a client that has gone meanwhile is no error."""
-        self._socket.send_multipart([address, *encode(message)])
+    def reply(self, address: Address, message: Message) -> None:
+        """Answer, whatever else than a `Reply` followed by one; a client that has gone meanwhile is no error."""
+        identity, request_id = address
+        self._socket.send_multipart([identity, *encode(message)])
+        if not isinstance(message, Reply):
+            self._socket.send_multipart([identity, *encode(Reply(request_id))])
 
 
 class ControlClient(_Socket):
@@ -195,7 +214,8 @@ class ControlClient(_Socket):
         self.name = name
         self.endpoint = endpoint
         self._last_id = 0
-        self._socket.connect(endpoint)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # a command never waits for a service that comes up later
+        self._connect(endpoint)
 
     def request(self, verb: str, arguments: dict[str, Any], timeout_s: float) -> Message:
         """Send a request and return its answer.
@@ -208,23 +228,30 @@ class ControlClient(_Socket):
             If the service said no.
         """
         self._last_id += 1
-        self._socket.send_multipart(encode(Request(self.name, self._last_id, verb, arguments)))
         deadline = time.monotonic() + timeout_s
-        while self._socket.poll(max(0, round(1000 * (deadline - time.monotonic())))):
-            message = self._decode(self._socket.recv_multipart(copy=False))
-            if isinstance(message, Reply) and message.request_id == self._last_id:
-                return self._checked(message)
-            if message is not None and not isinstance(message, Reply):
-                return message
-        raise TimeoutError(
-            f"no answer to '{verb}' from {self.endpoint} within {timeout_s:g} s: is the microscope service up?"
-        )
+        if self._socket.poll(round(1000 * timeout_s), zmq.POLLOUT):
+            self._socket.send_multipart(encode(Request(self.name, self._last_id, verb, arguments)))
+        answer = self._wait_answer(deadline)
+        if answer is None:
+            raise TimeoutError(
+                f"no answer to '{verb}' from {self.endpoint} within {timeout_s:g} s: is the microscope service up?"
+            )
+        return answer
 
-    @staticmethod
-    def _checked(reply: Reply) -> Reply:
-        if reply.error:
-            raise ControlRefusedError(reply.error)
-        return reply
+    def _wait_answer(self, deadline_s: float) -> Message | None:
+        """Return the reply to the last request, or what came just before it; late answers are passed over."""
+        came: Message | None = None
+        while self._socket.poll(max(0, round(1000 * (deadline_s - time.monotonic())))):
+            message = self._decode(self._socket.recv_multipart(copy=False))
+            if not isinstance(message, Reply):
+                came = message
+            elif message.request_id != self._last_id:
+                came = None
+            elif message.error:
+                raise ControlRefusedError(message.error)
+            else:
+                return came or message
+        return None
 
 
 def require_loopback(endpoint: str) -> None:
@@ -234,7 +261,7 @@ def require_loopback(endpoint: str) -> None:
     --------
     >>> require_loopback("tcp://127.0.0.1:5750")
     """
-    if not endpoint.startswith("tcp://"):
+    if endpoint.startswith(("ipc://", "inproc://")):
         return
     host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
     try:
@@ -249,11 +276,13 @@ def require_loopback(endpoint: str) -> None:
 
 
 def free_endpoint() -> str:
-    """Return a loopback TCP endpoint whose port is free now."""
-    probe: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
-    with probe:
-        probe.bind("tcp://127.0.0.1:0")
-        return str(probe.getsockopt_string(zmq.LAST_ENDPOINT))
+    """Return a loopback TCP endpoint whose port is free now.
+
+    A plain socket, because a ZeroMQ one closes a little later: a client that meets it in between never connects again.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _bind_advice(endpoint: str, error: zmq.ZMQError) -> str:

@@ -30,6 +30,9 @@ PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
 MAX_PART_BYTES = 1 << 31
 MAX_PARTS = 8
+MAX_PATHS = 1 << 16
+MAX_COMPLAINT = 500
+"""Longest error message [characters]: what it quotes may be as long as the sender likes."""
 
 Message = ScanStart | SampleBlock | ScanEnd | DenseFrame | StatusReport | Event | Request | Reply
 Topic = Literal["samples", "frames", "status", "control"]
@@ -85,16 +88,23 @@ def decode(buffers: Sequence[Buffer]) -> Message:
     WireError
         Whatever the bytes are: wrong version, type, field, size or value. Never another exception.
     """
+    try:
+        return _decode(buffers)
+    except RecursionError:  # quoting a value nested as deeply as msgpack allows
+        raise WireError("header is nested too deeply") from None
+
+
+def _decode(buffers: Sequence[Buffer]) -> Message:
     header = _decode_header(buffers)
     codec = _CODECS.get(cast("str", header["type"]))
-    if codec is None or bytes(buffers[0]) != codec.topic.encode():
-        raise WireError(f"unknown message type {header['type']!r} under topic {bytes(buffers[0])[:32]!r}")
+    if codec is None or buffers[0] != codec.topic.encode():
+        raise WireError(f"unknown message type {header['type'][:32]!r} under topic {bytes(buffers[0][:32])!r}")
     try:
         fields = _HEADER_MODELS[header["type"]].model_validate(header["fields"])
         arrays = _decode_parts(header["parts"], buffers[2:], codec.parts)
         return codec.load({name: getattr(fields, name) for name in codec.fields}, arrays)
     except (ValidationError, ValueError, TypeError, KeyError, OverflowError, IndexError) as error:
-        raise WireError(f"bad {header['type']}: {error}") from None
+        raise WireError(f"bad {header['type']}: {error}"[:MAX_COMPLAINT]) from None
 
 
 def _decode_header(buffers: Sequence[Buffer]) -> dict[str, Any]:
@@ -133,7 +143,9 @@ def _decode_part(name: str, dtype: str, ndim: int, description: Any, buffer: Buf
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size != len(buffer) or size > MAX_PART_BYTES:
         raise WireError(f"part {name} of shape {shape} must have {size} bytes, {len(buffer)} came")
-    return np.frombuffer(buffer, dtype).reshape(shape)
+    array = np.frombuffer(buffer, dtype).reshape(shape)
+    array.setflags(write=False)  # what a socket received is writable
+    return array
 
 
 def _bytes_of(array: NDArray[Any]) -> Buffer:
@@ -170,6 +182,8 @@ def _dump_scan_start(start: ScanStart) -> tuple[Fields, Arrays]:
 def _load_scan_start(fields: Fields, arrays: Arrays) -> ScanStart:
     grid = _load_grid(fields.pop("grid"))
     lengths = arrays.pop("lengths").astype(np.int64)
+    if not 1 <= len(lengths) <= MAX_PATHS or not lengths.all():
+        raise WireError(f"a scan has 1 to {MAX_PATHS} paths, none of them empty, got {len(lengths)}")
     if any(len(array) != lengths.sum() for array in arrays.values()):
         raise WireError(f"paths of {lengths.sum()} positions in all do not fit their arrays")
     split = {name: np.split(array, np.cumsum(lengths)[:-1]) for name, array in arrays.items()}
@@ -204,6 +218,8 @@ def _dump_dense_frame(frame: DenseFrame) -> tuple[Fields, Arrays]:
 def _load_dense_frame(fields: Fields, arrays: Arrays) -> DenseFrame:
     grid = _load_grid(fields.pop("grid"))
     scale = fields["scale"]
+    if not fields["channels"]:  # then nothing would vouch for the size of the grid
+        raise WireError("a frame needs at least one channel, got none")
     if scale not in (1, 2, 4) or arrays["image"].shape != (len(fields["channels"]), *grid.shape):
         raise WireError(f"image {arrays['image'].shape} at scale {scale} does not fit the grid {grid.shape}")
     scan_shape = (grid.rows // scale, grid.cols // scale)

@@ -152,7 +152,8 @@ class ReconstructionService:
     def _end(self, end: ScanEnd) -> None:
         self._ended.add(end.scan_id)
         if self._assembler is not None and self._assembler.start.scan_id == end.scan_id:
-            self._finish_frame()
+            for frame in self._assembler.break_off():
+                self._hand_over(frame)
 
     def _finish_frame(self) -> None:
         for frame in self._assembler.finish() if self._assembler is not None else ():

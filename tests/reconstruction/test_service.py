@@ -152,6 +152,19 @@ def test_leftovers_of_an_ended_scan_are_dropped_and_counted(rig):
     assert frame.samples_used == len(new.paths[0])
 
 
+def test_a_frame_broken_off_by_the_end_of_the_scan_is_shown_as_far_as_it_came_and_is_no_gap(rig):
+    start = new_scan()
+    blocks = frame_blocks(start, 0, 0, value=3)
+    broken = frame_blocks(start, 1, len(blocks), value=8)[:2]
+    rig.send(start, *blocks, *broken, ScanEnd(start.scan_id, 1, "stopped"))
+    while (frame := rig.next_frame(complete=False)).frame_index == 0:
+        assert frame.complete
+    assert not frame.complete
+    assert frame.gaps == 0
+    assert frame.samples_used == 2 * BLOCK
+    assert frame.mask.sum() == start.paths[0].mask.sum()  # the frame before fills the rest
+
+
 def test_a_scan_joined_in_the_middle_is_asked_for(rig):
     start = new_scan()
     rig.known[start.scan_id] = start
