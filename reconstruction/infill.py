@@ -82,7 +82,8 @@ def linear_map(mask: NDArray[np.bool_], nearest: InfillMap) -> InfillMap:
     """Return the piecewise linear map over the Delaunay triangles of the measured pixels.
 
     Every triangle writes the pixels of its own bounding box that lie in it, all boxes of a kind at once. Pixels
-    outside the convex hull take the nearest measured value; where the measured pixels make no triangle all do.
+    outside the convex hull take the nearest measured value; where the measured pixels make no triangle all do. Where
+    everything is measured there is nothing to fill.
 
     Parameters
     ----------
@@ -95,6 +96,8 @@ def linear_map(mask: NDArray[np.bool_], nearest: InfillMap) -> InfillMap:
     ----------
     Barycentric interpolation as in scipy.interpolate.LinearNDInterpolator, with which it agrees.
     """
+    if mask.all():
+        return nearest
     points = np.argwhere(mask)
     sources = np.repeat(nearest.sources, 3, axis=0)
     weights = np.zeros((3, mask.size), np.float32)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,18 @@ class PathMaps:
         return self.linear.result()
 
 
+_Order = tuple[PathMaps, "NDArray[np.bool_]"] | None
+
+
 class MapCache:
     """Computes and keeps maps; from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, PathMaps] = OrderedDict()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="infill-maps")
+        self._to_compute: queue.LifoQueue[_Order] = queue.LifoQueue()  # the newest path first
+        # a daemon: a triangulation of seconds must not keep the process from ending
+        threading.Thread(target=self._compute, name="infill-maps", daemon=True).start()
 
     def get(self, digest: str, mask: NDArray[np.bool_]) -> PathMaps:
         """Return the maps of a path, beginning to compute what is not there yet."""
@@ -51,18 +57,22 @@ class MapCache:
                 self._kept.move_to_end(digest)
                 return self._kept[digest]
             nearest, distance = nearest_map(mask)
-            maps = PathMaps(nearest, distance, self._pool.submit(linear_map, mask, nearest))
-            maps.linear.add_done_callback(_log_failure)
+            maps = PathMaps(nearest, distance, Future())
+            self._to_compute.put((maps, mask))
             self._kept[digest] = maps
             while len(self._kept) > MAPS_KEPT:
                 self._kept.popitem(last=False)
             return maps
 
     def close(self) -> None:
-        """Stop computing; twice is fine."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Compute no more maps than the one under way; twice is fine."""
+        self._to_compute.put(None)
 
-
-def _log_failure(future: Future[InfillMap]) -> None:
-    if not future.cancelled() and future.exception() is not None:
-        logger.error("no linear infill for this path, nearest is used: %s", future.exception())
+    def _compute(self) -> None:
+        while (order := self._to_compute.get()) is not None:
+            maps, mask = order
+            try:
+                maps.linear.set_result(linear_map(mask, maps.nearest))
+            except Exception as error:  # a frame can always be filled by nearest
+                logger.exception("no linear infill for this path: nearest is used")
+                maps.linear.set_exception(error)
