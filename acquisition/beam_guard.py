@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_TEXT = 2_000
+"""Longest text of an event [characters]: a driver's error may be of any length, a message's header may not."""
+
 
 class BeamGuard:
     """The beam's state, its lease, its dose; any thread may call anything.
@@ -177,8 +180,10 @@ class BeamGuard:
             self._report("blank_not_confirmed", f"BLANK THE BEAM BY HAND: {failures[0]}", "alarm")
 
     def clear_alarm(self) -> None:
-        """Clear the latched alarm by hand and try to blank again."""
+        """Clear the latched alarm by hand and try to blank again; without an alarm nothing happens."""
         with self._lock:
+            if not self.alarm:
+                return
             self.alarm, self.state = "", "parked"
         self.make_safe("alarm_cleared", "the alarm was cleared by hand")
 
@@ -196,12 +201,12 @@ class BeamGuard:
         try:
             action()
         except BlankNotConfirmedError as error:
-            return str(error) or "the controller did not confirm the blank"
+            return str(error)[:MAX_TEXT] or "the controller did not confirm the blank"
         except Exception as error:  # a driver may raise anything; the next step must still be tried
             logger.exception("a step of making the beam safe failed")
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}"[:MAX_TEXT]
         return ""
 
     def _report(self, kind: str, text: str, severity: Severity) -> None:
         logger.log({"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.ERROR}[severity], "%s", text)
-        self._emit(Event("microscope", kind, text, severity, self._clock()))
+        self._emit(Event("microscope", kind, text[:MAX_TEXT], severity, self._clock()))

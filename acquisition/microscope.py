@@ -6,18 +6,15 @@ import logging
 import queue
 import threading
 import time
-import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lowdose.acquisition.beam_guard import BeamGuard
+from lowdose.acquisition.beam_guard import MAX_TEXT, BeamGuard
 from lowdose.acquisition.messages import Reply, SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.realtime import collect, frozen_garbage_collector
+from lowdose.acquisition.scans import ScanBook, scan_values, spec_of
 from lowdose.acquisition.sockets import SAMPLES_HWM, ControlServer, Publisher
 from lowdose.acquisition.status import StatusReport
-from lowdose.scan_patterns.dose import frame_dose_e_per_a2, visited_dose_e_per_a2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,10 +40,6 @@ TICK_S = 0.01
 REPORT_EVERY_S = 0.2
 CONTROL_HELD_S = 3.0
 COLLECT_EVERY_S = 1.0
-MAX_SCANS_REMEMBERED = 8
-MAX_ERROR = 2_000
-MAX_PATTERN_TEXT = 10_000
-MIN_DWELL_US, MAX_DWELL_US = 1e-3, 1e6
 
 
 class MicroscopeService:
@@ -79,17 +72,16 @@ class MicroscopeService:
         make_pattern: Callable[[Mapping[str, Any], ScanGrid], Pattern],
         pattern_names: tuple[str, ...],
     ) -> None:
-        self._controller, self._grid, self._scan, self._beam = controller, grid, scan, beam
-        self._make_pattern, self._pattern_names = make_pattern, pattern_names
+        self._controller, self._pattern_names = controller, pattern_names
+        self._scans = ScanBook(controller, grid, scan, beam, make_pattern)
         self._lock = threading.Lock()
-        self._scans: dict[str, ScanStart] = {}
         with ExitStack() as opened:
             self._publisher = opened.enter_context(Publisher(network.samples, hwm=SAMPLES_HWM))
             self._control = opened.enter_context(ControlServer(network.control))
             self.guard = BeamGuard(
                 controller, safety, dose, beam_current_pa=beam.current_pa, emit=self._publisher.publish
             )
-            self._next = self._current = self._new_scan(dict(scan.pattern), scan.dwell_time_us)
+            self._next = self._current = self._scans.new(scan.pattern, scan.dwell_time_us, area_id=0)
             self._controller.prepare(self._next.scan_id, self._next.paths)
             opened.pop_all()
         self._admitted = ""
@@ -206,11 +198,11 @@ class MicroscopeService:
         try:
             answer = verbs[request.verb](request)
         except (ValueError, PermissionError, TypeError, MemoryError) as error:
-            return Reply(request.request_id, error=str(error)[:MAX_ERROR] or type(error).__name__)
+            return Reply(request.request_id, error=str(error)[:MAX_TEXT] or type(error).__name__)
         except Exception as error:  # a driver may raise anything; the service goes on answering
             logger.exception("'%s' failed", request.verb)
             complaint = f"'{request.verb}' failed: {type(error).__name__}: {error}"
-            return Reply(request.request_id, error=complaint[:MAX_ERROR])
+            return Reply(request.request_id, error=complaint[:MAX_TEXT])
         return answer if isinstance(answer, ScanStart) else Reply(request.request_id, result=answer)
 
     def _require_control(self, request: Request) -> None:
@@ -229,20 +221,19 @@ class MicroscopeService:
     def _do_configure(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
         _require_known(request, "pattern", "dwell_time_us")
-        pattern = request.arguments.get("pattern", _spec_of(self._next))
+        pattern = request.arguments.get("pattern", spec_of(self._next))
         if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
             raise TypeError(f"pattern must be a map of name and parameters, got {type(pattern).__name__}")
-        if len(str(pattern)) > MAX_PATTERN_TEXT:  # it travels with every scan start and report
-            raise ValueError(f"pattern must fit {MAX_PATTERN_TEXT} characters, got {len(str(pattern))}")
         dwell_time_us = request.arguments.get("dwell_time_us", self._next.dwell_time_us)
         if isinstance(dwell_time_us, bool) or not isinstance(dwell_time_us, int | float):
             raise TypeError(f"dwell_time_us must be a number, got {type(dwell_time_us).__name__}")
-        scan = self._new_scan(pattern, float(dwell_time_us))
+        in_use = {self._admitted, self._current.scan_id, self._next.scan_id}
+        scan = self._scans.new(pattern, float(dwell_time_us), area_id=self.guard.area_id, keep=in_use)
         self._controller.prepare(scan.scan_id, scan.paths)
         self._next = scan
         if self.guard.state != "scanning":
             self._current = scan
-        return self._scan_values(scan)
+        return scan_values(scan)
 
     def _do_start(self, request: Request, off_orders: int) -> dict[str, Any]:
         self._require_control(request)
@@ -259,6 +250,7 @@ class MicroscopeService:
                     raise PermissionError("the scan before has not ended: the controller does not let go of it")
             self.guard.require_budget(self._next.path_of(0))
             self._frames_left = frames
+            collect()  # now, while the beam is off
             self._controller.start(self._admit)
             self.guard.ensure_lease(request.client)
             self.guard.begin_scanning(off_orders_seen=off_orders)
@@ -266,7 +258,7 @@ class MicroscopeService:
                 target=self._guarded, args=(self._scan_loop,), name="scan", daemon=True
             )
             self._scan_thread.start()
-        return self._scan_values(self._next)
+        return scan_values(self._next)
 
     def _do_stop(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
@@ -282,6 +274,7 @@ class MicroscopeService:
         return {"area_id": self.guard.new_area()}
 
     def _do_clear_alarm(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
         self.guard.clear_alarm()
         return {}
 
@@ -291,48 +284,9 @@ class MicroscopeService:
 
     def _do_describe_scan(self, request: Request) -> ScanStart:
         _require_known(request, "scan_id")
-        scan_id = request.arguments.get("scan_id") or self._current.scan_id
-        if scan_id not in self._scans:
-            raise ValueError(f"no scan {scan_id!r} is known here")
-        return self._scans[scan_id]
+        return self._scans.find(request.arguments.get("scan_id") or self._current.scan_id)
 
     # --- scanning ---------------------------------------------------------------------------------------------------
-
-    def _new_scan(self, pattern: Mapping[str, Any], dwell_time_us: float) -> ScanStart:
-        """Expand a pattern into a scan, refusing what the controller cannot do; nothing moves yet."""
-        if not MIN_DWELL_US <= dwell_time_us <= MAX_DWELL_US:
-            raise ValueError(
-                f"dwell_time_us must be > 0 and {MIN_DWELL_US:g} to {MAX_DWELL_US:g}, got {dwell_time_us:g}"
-            )
-        rng = np.random.default_rng(self._scan.seed)
-        made = self._make_pattern(pattern, self._grid)
-        paths = made.paths(self._grid, dwell_time_us=dwell_time_us, rng=rng)
-        for path in paths:
-            self._controller.limits.require(path)
-        scan = ScanStart(
-            scan_id=uuid.uuid4().hex,
-            paths=paths,
-            pattern={**pattern, "seed": self._scan.seed},
-            channels=self._scan.channels,
-            dwell_time_us=dwell_time_us,
-            beam_current_pa=self._beam.current_pa,
-            energy_kev=self._beam.energy_kev,
-            area_id=self.guard.area_id,
-            replay_of=None,
-            wall_clock_ns=time.time_ns(),
-            t_ns=time.monotonic_ns(),
-        )
-        self._scans[scan.scan_id] = scan
-        self._forget_old_scans(scan.scan_id)
-        return scan
-
-    def _forget_old_scans(self, newest_id: str) -> None:
-        """Forget the oldest scans, but none that is being scanned, about to be, or next."""
-        too_many = len(self._scans) - MAX_SCANS_REMEMBERED
-        if too_many > 0:
-            in_use = {newest_id, self._admitted, self._current.scan_id, self._next.scan_id}
-            for scan_id in [scan_id for scan_id in self._scans if scan_id not in in_use][:too_many]:
-                self._scans.pop(scan_id)
 
     def _admit(self, scan_id: str, path: Any) -> bool:
         if self._frames_left == 0 or not self.guard.admit(path):
@@ -366,7 +320,7 @@ class MicroscopeService:
                     self._publisher.publish(ScanEnd(announced, last_frame, "stopped"))
 
     def _announce(self, scan_id: str) -> None:
-        self._current = self._scans[scan_id]
+        self._current = self._scans.find(scan_id)
         self._publisher.publish(self._current)
         self._publish_report()
 
@@ -406,22 +360,7 @@ class MicroscopeService:
             "patterns": self._pattern_names,
             "has_listener": self._publisher.has_listener("samples"),
             "garbage": self._control.garbage,
-            **self._scan_values(self._current),
-        }
-
-    def _scan_values(self, scan: ScanStart) -> dict[str, Any]:
-        path = scan.paths[0]
-        parameters = {key: value for key, value in _spec_of(scan).items() if key != "name"}
-        return {
-            "scan_id": scan.scan_id,
-            "pattern": scan.pattern["name"],
-            "pattern_parameters": parameters,
-            "coverage": path.coverage,
-            "coverage_nominal": parameters.get("coverage", path.coverage),
-            "dwell_time_us": scan.dwell_time_us,
-            "frame_ms": path.duration_us / 1e3,
-            "dose_e_per_a2": frame_dose_e_per_a2(path, scan.beam_current_pa),
-            "dose_visited_e_per_a2": visited_dose_e_per_a2(path, scan.beam_current_pa),
+            **scan_values(self._current),
         }
 
 
@@ -429,7 +368,3 @@ def _require_known(request: Request, *names: str) -> None:
     unknown = sorted(str(name) for name in request.arguments if name not in names)
     if unknown:
         raise ValueError(f"{request.verb} takes {' and '.join(names)}, got {', '.join(unknown)}")
-
-
-def _spec_of(scan: ScanStart) -> dict[str, Any]:
-    return {key: value for key, value in scan.pattern.items() if key != "seed"}

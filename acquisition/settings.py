@@ -23,7 +23,7 @@ class GridSettings(Settings):
     rows: Annotated[int, Field(ge=1, le=MAX_EDGE)] = 512
     cols: Annotated[int, Field(ge=1, le=MAX_EDGE)] = 512
     pixel_size_nm: Positive = 0.05
-    rotation_deg: float = 0.0
+    rotation_deg: Annotated[float, Field(allow_inf_nan=False)] = 0.0
 
     def build(self) -> ScanGrid:
         """Return the grid these settings name."""

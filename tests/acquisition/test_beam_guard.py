@@ -1,0 +1,332 @@
+"""The beam guard on a clock of its own, over a controller that only notes what it is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lowdose.acquisition.beam_guard import BeamGuard
+from lowdose.acquisition.controllers.base import BlankNotConfirmedError, ControllerLimits
+from lowdose.acquisition.settings import DoseSettings, SafetySettings
+from lowdose.scan_patterns import ScanGrid, ScanPath
+from lowdose.scan_patterns.dose import frame_dose_e_per_a2
+
+PATH = ScanPath(ScanGrid((4, 4)), [[0, 0], [1, 1]], 1.0)
+FRAME_DOSE = frame_dose_e_per_a2(PATH, 25.0)
+SAFE = ["blank", "stop", "park"]
+
+
+class NotingController:
+    """Notes every call; what is in `fails` is raised instead of done."""
+
+    limits = ControllerLimits(min_dwell_us=0.01, max_positions=1_000, look_ahead_ms=5.0, dead_man=True)
+
+    def __init__(self):
+        self.calls, self.fails, self.timeouts_s = [], {}, []
+        self.beam_on = False
+
+    def _called(self, name, beam_on):
+        self.calls.append(name)
+        if name in self.fails:
+            raise self.fails[name]
+        self.beam_on = self.beam_on if beam_on is None else beam_on
+
+    def unblank(self):
+        self._called("unblank", True)
+
+    def blank(self, timeout_s):
+        self.timeouts_s.append(timeout_s)
+        self._called("blank", False)
+
+    def stop(self):
+        self._called("stop", None)
+
+    def park(self, timeout_s):
+        self.timeouts_s.append(timeout_s)
+        self._called("park", False)
+
+
+class Bench:
+    """A guard with all it needs; `now_s` is the time."""
+
+    def __init__(self, budget=None, safety=None):
+        self.now_s = 1_000.0
+        self.events = []
+        self.controller = NotingController()
+        self.guard = BeamGuard(
+            self.controller,
+            safety or SafetySettings(),
+            DoseSettings(budget_e_per_a2=budget),
+            beam_current_pa=25.0,
+            emit=self.events.append,
+            clock=lambda: round(self.now_s * 1e9),
+        )
+
+    def scanning(self, client="me"):
+        self.guard.ensure_lease(client)
+        self.guard.begin_scanning()
+        self.controller.calls.clear()
+        return self
+
+    @property
+    def said(self):
+        return [(event.kind, event.severity) for event in self.events]
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+# --- making safe ----------------------------------------------------------------------------------------------------
+
+
+def test_the_beam_is_parked_until_a_scan_begins(bench):
+    assert bench.guard.state == "parked"
+    assert bench.controller.calls == []
+    bench.guard.begin_scanning()
+    assert bench.guard.state == "scanning"
+    assert bench.controller.calls == ["unblank"]
+
+
+def test_making_safe_blanks_then_stops_then_parks(bench):
+    bench.scanning().guard.make_safe("stopped", "stopped by me")
+    assert bench.controller.calls == SAFE
+    assert bench.guard.state == "parked"
+    assert bench.said == [("stopped", "info")]
+    assert bench.controller.timeouts_s == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("error", [BlankNotConfirmedError("no echo"), OSError("cable"), TypeError()], ids=repr)
+@pytest.mark.parametrize("failing", [["blank"], ["stop"], ["park"], ["blank", "stop"], SAFE], ids=" ".join)
+def test_every_step_is_tried_even_if_the_one_before_fails(bench, failing, error):
+    bench.scanning().controller.fails = dict.fromkeys(failing, error)
+    bench.guard.make_safe("stopped", "stopped by me")
+    assert bench.controller.calls == SAFE
+    assert bench.guard.state == "fault"
+    assert bench.guard.alarm
+    assert bench.said == [("stopped", "info"), ("blank_not_confirmed", "alarm")]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BlankNotConfirmedError("no echo within 100 ms"), "no echo within 100 ms"),
+        (BlankNotConfirmedError(), "the controller did not confirm the blank"),
+        (OSError("cable"), "OSError: cable"),
+    ],
+    ids=["reason", "no reason", "driver"],
+)
+def test_a_blank_that_is_not_confirmed_tells_a_person_to_blank_by_hand_and_why(bench, error, told):
+    bench.scanning().controller.fails = {"blank": error}
+    bench.guard.make_safe("stopped", "stopped by me")
+    assert bench.guard.alarm == told
+    assert bench.events[-1].text == f"BLANK THE BEAM BY HAND: {told}"
+    assert bench.events[-1].source == "microscope"
+    assert bench.events[-1].t_ns == 1_000_000_000_000
+
+
+def test_making_safe_again_says_nothing_new_but_blanks_again(bench):
+    bench.scanning().guard.make_safe("stopped", "stopped by me")
+    bench.guard.make_safe("scan_ended", "the scan ended")
+    assert bench.controller.calls == 2 * SAFE
+    assert bench.said == [("stopped", "info")]
+
+
+def test_a_warning_is_said_even_when_nothing_was_scanning(bench):
+    bench.guard.make_safe("exception", "it failed", "alarm")
+    assert bench.said == [("exception", "alarm")]
+
+
+def test_an_unblank_that_fails_leaves_the_beam_blanked(bench):
+    bench.controller.fails = {"unblank": OSError("half way")}
+    with pytest.raises(OSError, match="half way"):
+        bench.guard.begin_scanning()
+    assert bench.controller.calls == ["unblank", *SAFE]
+    assert bench.guard.state == "parked"
+    assert bench.said == [("unblank_failed", "alarm")]
+
+
+# --- alarm ----------------------------------------------------------------------------------------------------------
+
+
+def alarmed(bench):
+    bench.scanning().controller.fails = {"blank": BlankNotConfirmedError("no echo")}
+    bench.guard.make_safe("stopped", "stopped by me")
+    bench.controller.calls.clear()
+    return bench
+
+
+def test_no_scan_begins_while_an_alarm_is_latched(bench):
+    alarmed(bench)
+    with pytest.raises(PermissionError, match=r"alarm: no echo\. Blank the beam by hand, then clear the alarm"):
+        bench.guard.begin_scanning()
+    assert bench.controller.calls == []
+
+
+def test_an_alarm_outlives_a_later_blank_that_is_confirmed(bench):
+    alarmed(bench).controller.fails = {}
+    bench.guard.make_safe("blanked", "blanked by me")
+    assert bench.guard.alarm == "no echo"
+    assert bench.guard.state == "fault"
+    with pytest.raises(PermissionError):
+        bench.guard.begin_scanning()
+
+
+def test_clearing_the_alarm_blanks_again_and_lets_a_scan_begin(bench):
+    alarmed(bench).controller.fails = {}
+    bench.guard.clear_alarm()
+    assert bench.controller.calls == SAFE
+    assert (bench.guard.alarm, bench.guard.state) == ("", "parked")
+    bench.guard.begin_scanning()
+    assert bench.guard.state == "scanning"
+
+
+def test_an_alarm_comes_back_when_the_blank_still_fails(bench):
+    alarmed(bench)
+    bench.guard.clear_alarm()
+    assert (bench.guard.alarm, bench.guard.state) == ("no echo", "fault")
+    assert bench.said.count(("blank_not_confirmed", "alarm")) == 2
+
+
+# --- ordered off ----------------------------------------------------------------------------------------------------
+
+
+def test_a_start_asked_for_before_the_beam_was_ordered_off_is_refused(bench):
+    seen = bench.guard.off_orders
+    bench.guard.order_off("blanked", "blanked by me")
+    bench.controller.calls.clear()
+    with pytest.raises(PermissionError, match="ordered off after this start was asked for"):
+        bench.guard.begin_scanning(off_orders_seen=seen)
+    assert bench.controller.calls == []
+    bench.guard.begin_scanning(off_orders_seen=bench.guard.off_orders)
+    assert bench.guard.state == "scanning"
+
+
+def test_the_end_of_the_scan_before_does_not_refuse_a_start(bench):
+    seen = bench.scanning().guard.off_orders
+    bench.guard.make_safe("scan_ended", "the scan ended")
+    bench.guard.begin_scanning(off_orders_seen=seen)
+    assert bench.guard.state == "scanning"
+
+
+# --- lease ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_that_runs_out_blanks_and_says_whose_it_was(bench):
+    bench.scanning("lab 1")
+    bench.now_s += 0.999
+    bench.guard.check()
+    assert bench.controller.calls == []
+    bench.now_s += 0.002
+    bench.guard.check()
+    assert bench.controller.calls == SAFE
+    assert bench.said == [("lease_lost", "warning")]
+    assert bench.events[0].text == "nobody renewed the lease of lab 1 for 1 s"
+
+
+def test_a_lost_lease_is_told_once(bench):
+    bench.scanning()
+    bench.now_s += 2
+    for _ in range(3):
+        bench.guard.check()
+    assert bench.said == [("lease_lost", "warning")]
+
+
+def test_a_renewed_lease_keeps_the_scan_alive(bench):
+    bench.scanning("lab 1")
+    for _ in range(20):
+        bench.now_s += 0.5
+        bench.guard.renew_lease("lab 1")
+        bench.guard.check()
+    assert bench.guard.state == "scanning"
+    assert bench.events == []
+
+
+def test_without_a_scan_nobody_needs_a_lease(bench):
+    bench.now_s += 100
+    bench.guard.check()
+    assert bench.controller.calls == []
+
+
+def test_nobody_else_renews_a_lease_that_is_alive(bench):
+    bench.scanning("lab 1")
+    with pytest.raises(PermissionError, match="the lease is held by lab 1"):
+        bench.guard.renew_lease("lab 2")
+    bench.now_s += 1.001
+    bench.guard.check()
+    assert bench.guard.state == "parked"
+
+
+def test_a_lease_that_has_run_out_is_free_to_take(bench):
+    bench.guard.renew_lease("lab 1")
+    bench.now_s += 1.001
+    assert not bench.guard.holds_lease("lab 1")
+    bench.guard.renew_lease("lab 2")
+    assert bench.guard.holds_lease("lab 2")
+
+
+def test_a_start_by_somebody_else_leaves_a_live_lease_where_it_is(bench):
+    bench.guard.renew_lease("supervisor")
+    bench.guard.ensure_lease("display")
+    assert bench.guard.lease_holder == "supervisor"
+
+
+def test_starting_a_scan_renews_the_starters_own_lease(bench):
+    bench.guard.renew_lease("me")
+    bench.now_s += 0.9
+    bench.scanning("me")
+    bench.now_s += 0.9
+    bench.guard.check()
+    assert bench.guard.state == "scanning"
+
+
+# --- dose -----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_admitted_up_to_the_budget_and_not_one_beyond():
+    bench = Bench(budget=2.5 * FRAME_DOSE)
+    assert [bench.guard.admit(PATH) for _ in range(4)] == [True, True, False, False]
+    assert bench.guard.area_dose_e_per_a2 == pytest.approx(2 * FRAME_DOSE)
+    assert bench.said == [("budget_spent", "warning")] * 2
+
+
+def test_a_frame_that_just_meets_the_budget_is_admitted():
+    bench = Bench(budget=FRAME_DOSE)
+    assert bench.guard.admit(PATH)
+    assert not bench.guard.admit(PATH)
+
+
+def test_a_refusal_for_dose_says_how_much_of_what_and_what_to_do():
+    bench = Bench(budget=1.0)
+    with pytest.raises(PermissionError, match=r"area 0 is spent: 0 of 1 e-/Å², .* makes 78\.02\. Move to a new area"):
+        bench.guard.require_budget(PATH)
+    assert bench.guard.area_dose_e_per_a2 == 0
+
+
+def test_without_a_budget_dose_is_summed_and_never_refused(bench):
+    assert all(bench.guard.admit(PATH) for _ in range(100))
+    assert bench.guard.area_dose_e_per_a2 == pytest.approx(100 * FRAME_DOSE)
+
+
+def test_a_new_area_starts_from_zero():
+    bench = Bench(budget=FRAME_DOSE)
+    bench.guard.admit(PATH)
+    assert bench.guard.new_area() == 1
+    assert bench.guard.area_dose_e_per_a2 == 0
+    assert bench.guard.admit(PATH)
+
+
+# --- dead man -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_controller_without_a_dead_man_is_refused_unless_allowed(allowed, monkeypatch):
+    limits = replace(NotingController.limits, dead_man=False)
+    monkeypatch.setattr(NotingController, "limits", limits)
+    if allowed:
+        assert Bench(safety=SafetySettings(allow_no_dead_man=True)).guard.state == "parked"
+    else:
+        with pytest.raises(ValueError, match=r"has no dead man.*Set safety\.allow_no_dead_man: true"):
+            Bench()
