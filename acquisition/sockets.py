@@ -30,6 +30,7 @@ FRAMES_HWM = 2
 STATUS_HWM = 1000
 HEARTBEAT_MS = 500
 LINGER_MS = 200
+ENDPOINTS = "tcp://127.0.0.1:PORT, ipc://PATH or inproc://NAME"
 
 Address = tuple[bytes, int]
 """Where an answer goes: the client's identity on the socket and the number of its request."""
@@ -70,7 +71,11 @@ class _Socket:
 
     def _connect(self, endpoint: str) -> None:
         self._allow_ipv6(endpoint)
-        self._socket.connect(endpoint)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise EndpointError(f"cannot connect to {endpoint}: {error.strerror}. Expected {ENDPOINTS}") from None
 
     def _allow_ipv6(self, endpoint: str) -> None:
         self._socket.setsockopt(zmq.IPV6, endpoint.startswith("tcp://["))
@@ -290,4 +295,4 @@ def _bind_advice(endpoint: str, error: zmq.ZMQError) -> str:
         return (
             f"{endpoint} is in use by another program: end it, or set another port under network in the configuration"
         )
-    return f"cannot bind {endpoint}: {error.strerror}. Expected tcp://127.0.0.1:PORT, ipc://PATH or inproc://NAME"
+    return f"cannot bind {endpoint}: {error.strerror}. Expected {ENDPOINTS}"

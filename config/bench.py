@@ -14,6 +14,7 @@ import psutil
 from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
 from lowdose.config.launch import Supervisor, with_free_ports
+from lowdose.config.options import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,7 @@ PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | None) -> int:
     """Run the pipeline as `live` does, an offscreen window included, and print a table of what was measured."""
+    require_writable(json_file)
     paths = require_usable(settings)
     with tempfile.TemporaryDirectory(prefix="lowdose-bench-") as folder:
         trace = Path(folder) / "trace.json"
@@ -48,28 +50,41 @@ def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | Non
         if code != 0 or not trace.exists():
             return code or 1
         traced = json.loads(trace.read_text(encoding="utf-8"))
-    figures = latency_figures(traced, size=settings.grid.rows, floor_ms=paths[0].duration_us / 1e3)
+    figures = latency_figures(traced, frames=frames, size=settings.grid.rows, floor_ms=paths[0].duration_us / 1e3)
     _print(figures)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def latency_figures(traced: dict[str, Any], *, size: int, floor_ms: float) -> dict[str, Any]:
+def latency_figures(traced: dict[str, Any], *, frames: int, size: int, floor_ms: float) -> dict[str, Any]:
     """Return the figures of traced frames, the warm-up left out.
 
     Parameters
     ----------
     traced : dict
         `stamps` of every painted frame [ns], and the `summary` of the display.
+    frames : int
+        How many are counted, the last ones.
     size : int
         Edge of the field [pixel].
     floor_ms : float
         Duration of one frame's scan: no picture can be newer than its first sample by less [ms].
+
+    Raises
+    ------
+    RuntimeError
+        If no frame is left after the warm-up.
     """
-    final = traced["stamps"][-1]["engine"]
-    first = next(i for i, frame in enumerate(traced["stamps"]) if frame["engine"] == final)
-    kept = traced["stamps"][first + WARM_UP :]
+    final = traced["stamps"][-1]["engine"] if traced["stamps"] else ""
+    ready = next((i for i, frame in enumerate(traced["stamps"]) if frame["engine"] == final), 0)
+    warm_up = max(ready + WARM_UP, len(traced["stamps"]) - frames)
+    kept = traced["stamps"][warm_up:]
+    if not kept:
+        raise RuntimeError(
+            f"nothing to measure: {len(traced['stamps'])} frames came, engine '{final}' began with frame {ready} and "
+            f"{WARM_UP} more are warm-up; let it run to its end, with more --frames"
+        )
     stamps = {key: np.array([f[key] for f in kept]) for key in kept[0] if key not in ("scan_id", "engine")}
     engine_ns = stamps["engine_ns"]
     end_to_end = _ms(stamps, "last_sample", "painted")
@@ -79,7 +94,7 @@ def latency_figures(traced: dict[str, Any], *, size: int, floor_ms: float) -> di
     stages["engine"] = _percentiles(engine_ns / 1e6)
     return {
         "frames": len(kept),
-        "warm_up": first + WARM_UP,
+        "warm_up": warm_up,
         "dropped": traced["summary"]["dropped"],
         "gaps": traced["summary"]["gaps"],
         "skipped": traced["summary"]["skipped"],

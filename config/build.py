@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lowdose.config.schema import LowdoseSettings
     from lowdose.reconstruction.engine import Engine
     from lowdose.reconstruction.service import ReconstructionService
+    from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.path import ScanPath
 
 BYTES_PER_PIXEL = 300
@@ -31,24 +33,25 @@ def require_usable(settings: LowdoseSettings) -> tuple[ScanPath, ...]:
     ------
     ConfigError
         If the grid does not fit into memory, a plug-in or its parameters are unknown, the specimen cannot be read.
+    ValueError
+        If the controller cannot follow the paths.
     """
-    require_memory(settings)
+    grid = settings.grid.build()
+    require_memory(grid, len(settings.scan.channels))
     paths = make_paths(settings)
     for stage in settings.stages:
         engine_class(stage.complete)
-    make_plug_in("controller", settings.controller, local=True)
-    source = make_plug_in("specimen", settings.specimen, local=True)
-    try:
-        source.open(settings.grid.build())
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"specimen: {error}") from None
+    plug_in_class("controller", settings.controller["name"], local=True)
+    if settings.controller["name"] == "simulated":  # hardware is opened by the service alone, and once
+        with closing(build_controller(settings)) as controller:
+            for path in paths:
+                controller.limits.require(path)
     return paths
 
 
-def require_memory(settings: LowdoseSettings) -> None:
+def require_memory(grid: ScanGrid, n_channels: int = 1) -> None:
     """Raise ConfigError if frames of this grid do not fit into the memory that is free."""
-    grid = settings.grid.build()
-    needed = grid.n_pixels * len(settings.scan.channels) * BYTES_PER_PIXEL
+    needed = grid.n_pixels * n_channels * BYTES_PER_PIXEL
     free = psutil.virtual_memory().available
     if needed > free:
         raise ConfigError(
@@ -86,7 +89,7 @@ def build_microscope(settings: LowdoseSettings) -> MicroscopeService:
     """Return the microscope service, its endpoints bound, the beam parked."""
     from lowdose.acquisition.microscope import MicroscopeService
 
-    require_memory(settings)
+    require_memory(settings.grid.build(), len(settings.scan.channels))
     make_paths(settings)
     own = settings.scan.pattern.get("name")
     return MicroscopeService(
@@ -114,7 +117,14 @@ def engine_class(name: str) -> type:
 
 def build_engines(settings: LowdoseSettings) -> list[Engine]:
     """Return one engine for each stage."""
-    return [engine_class(stage.complete)() for stage in settings.stages]
+    return [_made_engine(stage.complete) for stage in settings.stages]
+
+
+def _made_engine(name: str) -> Engine:
+    try:
+        return engine_class(name)()  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ConfigError(f"engine '{name}' cannot be made without arguments: {error}") from None
 
 
 def build_reconstruction(settings: LowdoseSettings) -> ReconstructionService:
@@ -122,5 +132,5 @@ def build_reconstruction(settings: LowdoseSettings) -> ReconstructionService:
     from lowdose.reconstruction.pipeline import Reconstructor
     from lowdose.reconstruction.service import ReconstructionService
 
-    require_memory(settings)
+    require_memory(settings.grid.build(), len(settings.scan.channels))
     return ReconstructionService(Reconstructor(build_engines(settings)), settings.network)

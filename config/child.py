@@ -38,7 +38,7 @@ class Service(Protocol):
 
 
 def stop_event(*, child: bool) -> threading.Event:
-    """Return an event that is set by SIGTERM, Ctrl-C or, for a child, the end of its standard input.
+    """Return an event that is set by SIGTERM, Ctrl-C, a closed terminal or, for a child, the end of its standard input.
 
     A supervised child leaves Ctrl-C, which the terminal sends to all, to its supervisor. The supervisor holds the other
     end of its standard input: that end closes however the supervisor dies.
@@ -49,6 +49,9 @@ def stop_event(*, child: bool) -> threading.Event:
         stop.set()
 
     signal.signal(signal.SIGTERM, on_signal)
+    hang_up = getattr(signal, "SIGHUP", None)  # the terminal was closed; nohup has it ignored; not on Windows
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        signal.signal(hang_up, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN if child else on_signal)
     if child:
         threading.Thread(target=_wait_for_parent, args=(stop,), name="parent", daemon=True).start()

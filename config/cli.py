@@ -37,10 +37,8 @@ IsChild = Annotated[bool, typer.Option("--child", hidden=True, help="End when st
 
 def main() -> None:
     """Run the command line: exit code 2 for wrong input, 1 for a failure, never a traceback for a user's mistake."""
-    logging.basicConfig(
-        level=os.environ.get("LOWDOSE_LOG", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
     try:
+        _begin_log(os.environ.get("LOWDOSE_LOG") or "WARNING")
         app()
     except ValueError as error:  # ConfigError, EndpointError and every check at a public border
         logging.getLogger(__name__).debug("wrong input", exc_info=True)
@@ -50,6 +48,15 @@ def main() -> None:
         logging.getLogger(__name__).debug("failure", exc_info=True)
         _complain(str(error))
         sys.exit(1)
+    except MemoryError as error:
+        _complain(f"out of memory: {error or 'choose a smaller grid'}")
+        sys.exit(1)
+
+
+def _begin_log(level: str) -> None:
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(f"LOWDOSE_LOG must be DEBUG, INFO, WARNING or ERROR, got {level!r}")
+    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
 
 
 def _complain(message: str) -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowdose.acquisition.client import MicroscopeClient
 from lowdose.acquisition.settings import NetworkSettings
-from lowdose.acquisition.sockets import ControlRefusedError, free_endpoint
+from lowdose.acquisition.sockets import ControlRefusedError, EndpointError, free_endpoint, require_loopback
 from lowdose.config.loading import dump_settings
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
@@ -34,6 +37,7 @@ READY_WITHIN_S = 30.0
 END_WITHIN_S = 1.5
 RESTARTS_ALLOWED = 3
 RESTARTS_WITHIN_S = 60.0
+MAX_PORT = 65_535
 ENDED_BY_USER, FAILED, WRONG_INPUT = 0, 1, 2
 
 
@@ -50,7 +54,14 @@ class Child:
     def start(self) -> None:
         """Start it; its standard input is what tells it that this process lives."""
         command = [sys.executable, "-m", "lowdose.config.cli", *self.arguments, "--child"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **self.environment})  # noqa: S603
+        # it imports from where this process does: `-m` alone would prefer a queue.py in the working folder
+        imports = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.PIPE,
+            env={**os.environ, **imports, **self.environment},
+            start_new_session=True,  # Ctrl-C, which a terminal sends to all, is for the supervisor only
+        )
         self.started_s.append(time.monotonic())
         logger.info("%s is process %d", self.name, self.process.pid)
 
@@ -199,9 +210,35 @@ class Supervisor:
 
 
 def with_free_ports(settings: LowdoseSettings, named: Callable[[str], bool]) -> LowdoseSettings:
-    """Return settings whose endpoints the user did not name are free ones."""
-    network = {
-        name: getattr(settings.network, name) if named(name) else free_endpoint()
-        for name in NetworkSettings.model_fields
-    }
+    """Return settings whose endpoints the user did not name, or named with port 0, are free ones.
+
+    Raises
+    ------
+    EndpointError
+        If a named endpoint cannot be bound, before anything is started.
+    """
+    endpoints: dict[str, str] = {name: endpoint for name, endpoint in settings.network if named(name)}
+    kept = {name: endpoint for name, endpoint in endpoints.items() if not endpoint.endswith(":0")}
+    with ExitStack() as bound:
+        for name, endpoint in endpoints.items():
+            bound.enter_context(_bound(f"network.{name}", endpoint))
+    network = {name: kept.get(name) or free_endpoint() for name in NetworkSettings.model_fields}
     return settings.model_copy(update={"network": NetworkSettings(**network)})
+
+
+def _bound(key: str, endpoint: str) -> AbstractContextManager[object]:
+    """Bind an endpoint for a moment; another one that is equal cannot be bound meanwhile."""
+    require_loopback(endpoint)
+    if endpoint.startswith("inproc://"):
+        raise EndpointError(f"{key}: {endpoint} joins threads of one process, live needs tcp:// or ipc://")
+    if endpoint.startswith("ipc://"):
+        return nullcontext()
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if not port.isdecimal() or int(port) > MAX_PORT:
+        raise EndpointError(f"{key}: port must be 0 to {MAX_PORT}, got {endpoint}. Expected tcp://127.0.0.1:PORT")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        remedy = "end the program that uses it, or set another port in the configuration"
+        raise EndpointError(f"{key}: {endpoint} cannot be bound, {error.strerror}: {remedy}") from None

@@ -12,6 +12,7 @@ from lowdose.acquisition.realtime import SWITCH_INTERVAL_S
 from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
 from lowdose.config.errors import ConfigError
+from lowdose.config.options import require_writable
 
 if TYPE_CHECKING:
     import threading
@@ -48,8 +49,7 @@ def run_live(
     else:
         _require_window()
     require_usable(settings)
-    for path in (picture, json_file):
-        _require_writable(path)
+    require_writable(picture, json_file)
     options = [
         *(["--headless"] if headless else []),
         *(["--frames", str(frames)] if frames else []),
@@ -77,6 +77,7 @@ def run_display(
     """
     if not headless:
         _require_window()
+    require_writable(picture, json_file, trace)
     stop = stop_event(child=child)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     traced: list[dict[str, Any]] = []
@@ -117,6 +118,9 @@ def _shown(
 
 def _leave_behind(model: ViewModel, picture: Path | None, json_file: Path | None, *, tell: bool) -> None:
     summary = model.summary()
+    if not summary["frames"]:
+        print("no frame came")
+        return
     if json_file is not None:
         json_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if picture is not None and model.frame is not None:
@@ -131,8 +135,6 @@ def _leave_behind(model: ViewModel, picture: Path | None, json_file: Path | None
             f"{summary['dropped']} blocks dropped, {summary['gaps']} gaps; {summary['pattern']} coverage "
             f"{summary['coverage']:.4f}; engine {summary['engine']}; {summary['fps']:.1f} frames/s; "
             f"latency p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
-            if summary["frames"]
-            else "no frame came"
         )
 
 
@@ -146,8 +148,3 @@ def _require_window() -> None:
         require_window()
     except DisplayError as error:
         raise ConfigError(str(error)) from None
-
-
-def _require_writable(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {path}: there is no folder {path.absolute().parent}")

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 PRESETS = files("lowdose.config") / "presets"
 
+_DEFAULTS = LowdoseSettings()
+_PLUG_INS = {
+    "scan.pattern": {"name": _DEFAULTS.scan.pattern["name"]},
+    "controller": {"name": _DEFAULTS.controller["name"]},
+    "specimen": {"name": _DEFAULTS.specimen["name"]},
+}
+"""Whose parameter `--set controller.pacing=…` means where the file says nothing."""
+
 
 def preset_names() -> list[str]:
     """Return the names of the settings files shipped with the package."""
@@ -100,7 +108,7 @@ def _read(config: str) -> tuple[str, dict[str, Any]]:
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         mapping = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, too many brackets
         raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if mapping is None:
         return {}
@@ -114,12 +122,12 @@ def _set(mapping: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set takes a.b=value, got {override!r}")
     *parents, last = key.strip().split(".")
-    for parent in parents:
-        inner = mapping.setdefault(parent, {})
+    for depth, parent in enumerate(parents, 1):
+        inner = mapping.setdefault(parent, dict(_PLUG_INS.get(".".join(parents[:depth]), {})))
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {override}: '{parent}' holds {inner!r}, not a map")
         mapping = inner
     try:
         mapping[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {override}: the value is not YAML") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from lowdose.config.errors import ConfigError
@@ -42,3 +43,15 @@ def pattern_mapping(
         mapping = {key: value for key, value in mapping.items() if key not in ("coverage", "true_coverage")}
         mapping["coverage" if coverage is not None else "true_coverage"] = coverage or true_coverage
     return mapping
+
+
+def require_writable(*paths: Path | None) -> None:
+    """Raise ConfigError unless every file can be written at the end; None is no file."""
+    for path in filter(None, paths):
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"cannot write {path}: there is no folder {folder}")
+        if path.is_dir():
+            raise ConfigError(f"cannot write {path}: it is a folder, expected the name of a file")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise ConfigError(f"cannot write {path}: no permission, choose another folder")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowdose.config.build import require_memory
 from lowdose.config.errors import ConfigError
-from lowdose.config.options import pattern_mapping
+from lowdose.config.options import pattern_mapping, require_writable
 from lowdose.config.registry import make_pattern, plug_in_class
 from lowdose.scan_patterns.dose import frame_dose_e_per_a2, visited_dose_e_per_a2
 from lowdose.scan_patterns.grid import ScanGrid
@@ -40,6 +41,7 @@ def print_table() -> None:
 
 def show(name: str, *, coverage: str | None, true_coverage: str | None, shape: int, seed: int, out: Path) -> None:
     """Draw path and mask of a pattern and print what one frame costs."""
+    require_writable(out)
     mapping, path = _first_path(name, coverage, true_coverage, shape, seed, dwell_time_us=1.0)
     _draw(name, path, out)
     for line in _facts(mapping, path):
@@ -58,6 +60,7 @@ def export(
     out: Path,
 ) -> None:
     """Write the probe positions as CSV."""
+    require_writable(out)
     mapping, path = _first_path(name, coverage, true_coverage, shape, seed, dwell_time_us)
     comments = [*_facts(mapping, path), f"pattern {mapping}, seed {seed}, digest {path.digest}"]
     rows = np.column_stack([path.positions, path.dwell_times_us, path.jumps])
@@ -76,6 +79,7 @@ def _first_path(
 ) -> tuple[dict[str, Any], ScanPath]:
     mapping = pattern_mapping({}, name, coverage, true_coverage)
     grid = ScanGrid((shape, shape))
+    require_memory(grid)
     pattern = make_pattern(mapping, grid, local=True)
     paths = pattern.paths(grid, dwell_time_us=dwell_time_us, rng=np.random.default_rng(seed))
     nominal = getattr(pattern, "coverage", None)
@@ -123,7 +127,7 @@ def _draw(name: str, path: ScanPath, out: Path) -> None:
     hits.set(title=f"hits: coverage {_share(path.coverage)}", xlabel="column [pixel]")
     figure.colorbar(shown, ax=hits, label="visits", shrink=0.85)
     try:
-        figure.savefig(out, dpi=110)
+        figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {out}: {error}") from None
     finally:

@@ -6,7 +6,7 @@ import dataclasses
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from lowdose.acquisition.controllers import CONTROLLERS
 from lowdose.config.errors import ConfigError
@@ -28,6 +28,8 @@ TABLES: dict[Kind, dict[str, str]] = {
     "engine": ENGINES,
     "specimen": SOURCES,
 }
+VERBS: dict[Kind, str] = {"pattern": "paths", "controller": "close", "engine": "run", "specimen": "open"}
+"""A method by which a user's own class of the right kind is told from any other."""
 
 
 def plug_in_class(kind: Kind, name: str, *, local: bool) -> type:
@@ -55,10 +57,12 @@ def plug_in_class(kind: Kind, name: str, *, local: bool) -> type:
     module, _, attribute = target.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{kind} '{name}' cannot be imported: {error}") from None
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from None
     if not isinstance(found, type):
         raise ConfigError(f"{kind} '{name}' is not a class but {type(found).__name__}")
+    if name not in TABLES[kind] and not hasattr(found, VERBS[kind]):
+        raise ConfigError(f"{kind} '{name}' has no method '{VERBS[kind]}': a {kind} needs one")
     return found
 
 
@@ -89,6 +93,9 @@ def make_plug_in(kind: Kind, mapping: Mapping[str, Any], *, local: bool) -> Any:
         where = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{kind} '{name}'{f', {where}' if where else ''}: {reason}") from None
+    except PydanticUserError as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ConfigError(f"{kind} '{name}' has a field that cannot stand in YAML: {reason}") from None
 
 
 def _called(kind: Kind, name: str, cls: type, parameters: dict[str, Any]) -> Any:

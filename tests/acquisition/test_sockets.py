@@ -497,3 +497,9 @@ def test_garbage_is_logged_rarely(caplog):
         wait_until(lambda: server.receive(0.01) is None and server.garbage == 120)
     said = [record for record in caplog.records if record.name == sockets.__name__]
     assert len(said) == 3
+
+
+@pytest.mark.parametrize("connect", [lambda e: Subscriber(e, ("frames",), hwm=1), lambda e: ControlClient(e, "x")])
+def test_an_endpoint_nobody_can_connect_to_is_named_and_leaves_no_socket_open(connect):
+    with pytest.raises(EndpointError, match="cannot connect to tcp://nowhere: "):
+        connect("tcp://nowhere")
