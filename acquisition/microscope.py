@@ -183,6 +183,7 @@ class MicroscopeService:
         verbs: dict[str, Callable[[Request], dict[str, Any] | ScanStart]] = {
             "status": self._do_status,
             "take_control": self._do_take_control,
+            "release_control": self._do_release_control,
             "configure": self._do_configure,
             "start": lambda request: self._do_start(request, off_orders),
             "stop": self._do_stop,
@@ -213,6 +214,11 @@ class MicroscopeService:
     def _do_take_control(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
         self._control_holder, self._control_seen_s = request.client, time.monotonic()
+        return {}
+
+    def _do_release_control(self, request: Request) -> dict[str, Any]:
+        if self._control_holder == request.client:
+            self._control_holder, self._control_seen_s = "", 0.0
         return {}
 
     def _do_status(self, request: Request) -> dict[str, Any]:

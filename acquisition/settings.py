@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowdose.scan_patterns.grid import MAX_EDGE, ScanGrid
 
+MAX_PORT = 65_535
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -79,6 +80,9 @@ class NetworkSettings(Settings):
     def _known_transport(cls, endpoint: str) -> str:
         if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
             raise ValueError(f"endpoint must begin with tcp://, ipc:// or inproc://, got {endpoint!r}")
+        port = endpoint.rpartition(":")[2]
+        if endpoint.startswith("tcp://") and not (port.isdecimal() and int(port) <= MAX_PORT):
+            raise ValueError(f"port must be 0 to {MAX_PORT}, got {endpoint!r}: expected tcp://127.0.0.1:PORT")
         return endpoint
 
 

@@ -42,7 +42,7 @@ def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | Non
     with tempfile.TemporaryDirectory(prefix="lowdose-bench-") as folder:
         trace = Path(folder) / "trace.json"
         options = ["--frames", str(3 * WARM_UP + frames), "--trace", str(trace)]
-        offscreen = {"QT_QPA_PLATFORM": "offscreen"}
+        offscreen = {"QT_QPA_PLATFORM": "offscreen", "QT_LOGGING_RULES": "default.warning=false"}
         with Supervisor(
             with_free_ports(settings, lambda _: False), options, display_environment=offscreen
         ) as supervisor:

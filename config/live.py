@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,15 @@ def _shown(
     if headless:
         from lowdose.acquisition.display.headless import run_headless
 
-        return run_headless(*endpoints, frames=frames, hold_lease=alone, start=alone, on_shown=on_shown, stop=stop)
+        return run_headless(
+            *endpoints,
+            frames=frames,
+            hold_lease=alone,
+            start=alone,
+            on_shown=on_shown,
+            report=logging.getLogger(__name__).warning if alone else None,
+            stop=stop,
+        )
     from lowdose.acquisition.display.app import run_window
 
     return run_window(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from fractions import Fraction
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -56,8 +55,9 @@ def parse_coverage(value: float | str) -> float:
     (0.05, 0.04)
     """
     try:
-        coverage = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, TypeError):
+        numerator, _, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
+        coverage = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
         raise ValueError(f"coverage must be a number or a fraction such as 1/20, got {value!r}") from None
     return require_coverage(coverage)
 

@@ -16,6 +16,8 @@ from lowdose.acquisition.display.headless import run_headless
 from lowdose.config.build import build_microscope, build_reconstruction
 from lowdose.config.loading import load_settings
 
+BUDGET = ("dose={budget_e_per_a2: 200}", "scan.dwell_time_us=20")
+
 
 class Pipeline:
     """Microscope and reconstruction as threads, and a client that keeps the lease."""
@@ -131,6 +133,16 @@ def test_a_pattern_chosen_while_live_takes_effect_at_a_frame_edge_without_a_gap(
 
 def len_of(frame):
     return int(frame.hits.sum())
+
+
+def test_a_spent_dose_budget_ends_a_headless_run_with_a_word_and_a_parked_beam(caplog):
+    with Pipeline(*SMALL, *BUDGET) as pipeline:
+        model = run_headless(*pipeline.endpoints, frames=10_000, hold_lease=False, start=False)
+        assert pipeline.microscope.guard.state == "parked"
+    assert 0 < model.frames < 10_000
+    assert pipeline.microscope.guard.area_dose_e_per_a2 <= 200
+    assert "dose budget of area 0 is spent" in caplog.text
+    assert "the scan is over" in caplog.text
 
 
 def test_real_micrographs_are_replayed_as_specimens(micrographs):

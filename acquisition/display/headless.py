@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from lowdose.acquisition.frames import DenseFrame
 
+logger = logging.getLogger(__name__)
+
 LOOK_S = 0.05
+OVER_AFTER_S = 2.0
 
 
 def run_headless(
@@ -67,7 +71,19 @@ def run_headless(
         receiver = stack.enter_context(Receiver(frames_endpoint, samples_endpoint, model=model, wake=wake))
         if start:
             operator.start()
-        while not (stop.is_set() or done.wait(LOOK_S)):
+        while not (stop.is_set() or done.wait(LOOK_S) or _scan_is_over(model)):
             receiver.maybe_raise()
             operator.maybe_raise()
     return model
+
+
+def _scan_is_over(model: ViewModel) -> bool:
+    """Tell whether frames came, none comes any more, and the microscope says that it does not scan: say so, too."""
+    silent_s = model.seconds_without_frame()
+    over = silent_s is not None and silent_s > OVER_AFTER_S and model.microscope.get("state") in ("parked", "fault")
+    if over:
+        logger.warning(
+            "the scan is over before all frames were shown: %s",
+            model.reports.alarm or "stopped, blanked or out of budget",
+        )
+    return over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -172,6 +173,8 @@ class Operator:
             self._carry_out(client, verb, arguments)
         if not self._last_trouble:
             self._ask_status(client)
+            with contextlib.suppress(TimeoutError, ControlRefusedError):
+                client.release_control()
 
     def _carry_out(self, client: MicroscopeClient, verb: str, arguments: dict[str, Any]) -> None:
         try:

@@ -394,7 +394,7 @@ WRONG = [
     ("describe_scan", {"scan_id": "nonsense"}, "no scan 'nonsense' is known here"),
     ("describe_scan", {"scan_id": {"a": 1}}, ""),
     ("describe_scan", {"scan": "x"}, "describe_scan takes scan_id, got scan"),
-    ("fire", {}, "unknown verb 'fire': known are status, take_control, configure"),
+    ("fire", {}, "unknown verb 'fire': known are status, take_control, release_control, configure"),
     ("", {}, "unknown verb ''"),
     ("x" * 60_000, {}, "unknown verb 'xxx"),
     ("__init__", {}, "unknown verb"),

@@ -160,7 +160,9 @@ def test_true_coverage_of_a_lattice_is_the_nearest_its_counts_allow():
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, -0.1, 1.5, float("nan"), float("inf"), "abc", "1/0", "", None])
+@pytest.mark.parametrize(
+    "value", [0, -0.1, 1.5, float("nan"), float("inf"), "abc", "1/0", "", None, "1e400", "1e99999999", "1/2/3"]
+)
 def test_coverage_outside_zero_to_one_is_refused(value):
     with pytest.raises(ValueError, match="coverage must be"):
         parse_coverage(value)
