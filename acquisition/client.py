@@ -41,9 +41,9 @@ class MicroscopeClient:
         """Become the one display that may configure and start; refused while another one holds control."""
         self._ask("take_control")
 
-    def release_control(self) -> None:
-        """Let another display take control."""
-        self._ask("release_control")
+    def release_control(self) -> dict[str, Any]:
+        """Let another display take control; return the status, as `status` does."""
+        return self._ask("release_control")
 
     def configure(
         self, *, pattern: Mapping[str, Any] | None = None, dwell_time_us: float | None = None

@@ -219,7 +219,7 @@ class MicroscopeService:
     def _do_release_control(self, request: Request) -> dict[str, Any]:
         if self._control_holder == request.client:
             self._control_holder, self._control_seen_s = "", 0.0
-        return {}
+        return self._report_values()
 
     def _do_status(self, request: Request) -> dict[str, Any]:
         return self._report_values()

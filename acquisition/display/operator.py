@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -172,9 +171,7 @@ class Operator:
                 continue
             self._carry_out(client, verb, arguments)
         if not self._last_trouble:
-            self._ask_status(client)
-            with contextlib.suppress(TimeoutError, ControlRefusedError):
-                client.release_control()
+            self._take_leave(client)
 
     def _carry_out(self, client: MicroscopeClient, verb: str, arguments: dict[str, Any]) -> None:
         try:
@@ -209,13 +206,19 @@ class Operator:
             self._say(trouble)
 
     def _ask_status(self, client: MicroscopeClient) -> None:
-        if self._on_status is None:
-            return
+        self._pass_on(client.status)
+
+    def _take_leave(self, client: MicroscopeClient) -> None:
+        """Release control, and pass on the last status that comes with it."""
+        self._pass_on(client.release_control)
+
+    def _pass_on(self, ask: Callable[[], dict[str, Any]]) -> None:
         try:
-            values = client.status()
+            values = ask()
         except (ControlRefusedError, TimeoutError) as error:
             self._say_once(str(error))
-        else:
+            return
+        if self._on_status is not None:
             self._on_status(StatusReport("microscope", time.monotonic_ns(), values))
 
     def _blank_loop(self, client: MicroscopeClient) -> None:
