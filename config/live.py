@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +108,6 @@ def _shown(
             hold_lease=alone,
             start=alone,
             on_shown=on_shown,
-            report=logging.getLogger(__name__).warning if alone else None,
             stop=stop,
         )
     from lowdose.acquisition.display.app import run_window

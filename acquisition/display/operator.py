@@ -177,6 +177,7 @@ class Operator:
         try:
             result = getattr(client, verb)(**arguments)
         except (ControlRefusedError, TimeoutError) as error:
+            logger.warning("%s: %s", verb, error)
             self._say(f"{verb.replace('_', ' ')}: {error}")
             return
         except Exception as error:

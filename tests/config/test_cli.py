@@ -68,7 +68,7 @@ WRONG_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "json is a folder": (("--json", "."), "it is a folder"),
     "not loopback": (("--set", "network.control=tcp://0.0.0.0:0"), "only loopback"),
     "another machine": (("--set", "network.frames=tcp://192.168.1.5:5753"), "only loopback"),
-    "no port": (("--set", "network.samples=tcp://127.0.0.1"), "loopback"),
+    "no port": (("--set", "network.samples=tcp://127.0.0.1"), "port must be 0 to 65535"),
     "no such port": (("--set", "network.control=tcp://127.0.0.1:99999"), "port must be 0 to 65535"),
     "within one process": (("--set", "network.control=inproc://here"), "live needs tcp://"),
     "one port twice": (

@@ -133,5 +133,5 @@ def test_status_is_asked_for_at_both_ends(wait_until):
     reports = []
     with Service(status={"acquired": 5}) as service, operating(service, on_status=reports.append):
         wait_until(lambda: reports)
-        service.script["status"] = {"acquired": 9}
+        service.script["release_control"] = {"acquired": 9}
     assert [report.values["acquired"] for report in reports] == [5, 9]
