@@ -110,6 +110,19 @@ class ScanBook:
         self._forget_old({scan.scan_id, *keep})
         return scan
 
+    def again(self, scan: ScanStart, *, area_id: int) -> ScanStart:
+        """Return the same scan under a new id, to be begun anew: frames of the old one are never taken for it."""
+        again = dataclasses.replace(
+            scan,
+            scan_id=uuid.uuid4().hex,
+            area_id=area_id,
+            wall_clock_ns=time.time_ns(),
+            t_ns=time.monotonic_ns(),
+        )
+        self._scans[again.scan_id] = again
+        self._forget_old({again.scan_id, scan.scan_id})
+        return again
+
     def _forget_old(self, in_use: Collection[str]) -> None:
         too_many = len(self._scans) - MAX_SCANS_REMEMBERED
         if too_many > 0:

@@ -135,6 +135,24 @@ def len_of(frame):
     return int(frame.hits.sum())
 
 
+def test_a_scan_started_again_is_shown_from_its_first_frame_on():
+    with Pipeline(*SMALL) as pipeline:
+        first = run_headless(*pipeline.endpoints, frames=60, hold_lease=False, start=False)
+        seen = []
+        with MicroscopeClient(pipeline.endpoints[2], "keeper") as client:
+            client.blank()
+
+            def again(frame, *_):
+                seen.append(frame)
+
+            restart = threading.Timer(0.3, client.start)
+            restart.start()
+            run_headless(*pipeline.endpoints, frames=20, hold_lease=False, start=False, on_shown=again)
+            restart.join()
+    assert seen[0].scan_id != first.frame.scan_id
+    assert seen[0].frame_index < first.frame.frame_index
+
+
 def test_a_spent_dose_budget_ends_a_headless_run_with_a_word_and_a_parked_beam(caplog):
     with Pipeline(*SMALL, *BUDGET) as pipeline:
         model = run_headless(*pipeline.endpoints, frames=10_000, hold_lease=False, start=False)

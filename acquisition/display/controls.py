@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QSignalBlocker, Qt, QTimer, Signal
+from PySide6.QtGui import QValidator
 from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QFrame, QHBoxLayout, QLabel, QPushButton, QSpinBox, QWidget
 
 from lowdose.acquisition.display.keys import KEYS
@@ -210,6 +211,24 @@ class _ComboBox(QComboBox):
 
 
 class _OneInBox(QSpinBox):
+    """Holds N of a coverage 1/N, typed as 1/20 or as 20. A prefix would turn a typed 1/7 into 1/17."""
+
+    def textFromValue(self, value: int) -> str:  # noqa: N802 Qt's name
+        return f"1/{value}"
+
+    def valueFromText(self, text: str) -> int:  # noqa: N802 Qt's name
+        digits = text.rpartition("/")[2]
+        return int(digits) if digits else self.value()
+
+    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:
+        one, slash, digits = text.rpartition("/")
+        if (slash and one != "1") or not (digits == "" or (digits.isascii() and digits.isdecimal())):
+            return QValidator.State.Invalid, text, position
+        fits = digits != "" and self.minimum() <= int(digits) <= self.maximum()
+        unfinished = text == "1" or not fits  # 1 alone may become 1/20
+        state = QValidator.State.Intermediate if unfinished else QValidator.State.Acceptable
+        return state, text, position
+
     def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802 Qt's name
         event.ignore()
 
@@ -223,7 +242,6 @@ def _one_in_box() -> QSpinBox:
     box = _OneInBox()
     box.setRange(1, MAX_ONE_IN)
     box.setValue(20)
-    box.setPrefix("1/")
     box.setKeyboardTracking(False)
     box.setFixedWidth(74)
     box.setToolTip("share of the pixels the beam visits (published nominal)")

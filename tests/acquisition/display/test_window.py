@@ -133,6 +133,18 @@ def test_esc_blanks_while_a_list_is_open(qtbot, window, report, fake_operator):
     assert fake_operator.asked == [("blank",)]
 
 
+@pytest.mark.parametrize(("typed", "one_in"), [("1/7", 7), ("7", 7), ("1/16", 16), ("100", 100)])
+def test_coverage_is_taken_as_it_is_typed(window, qtbot, report, typed, one_in):
+    report()
+    box = window.controls.one_in
+    box.setFocus()
+    box.selectAll()
+    qtbot.keyClicks(box, typed)
+    qtbot.keyClick(box, Qt.Key.Key_Return)
+    assert box.value() == one_in
+    assert box.text() == f"1/{one_in}"
+
+
 def test_letters_typed_into_a_field_do_nothing_else(qtbot, window, report, fake_operator):
     report()
     window.controls.one_in.setFocus()
