@@ -256,7 +256,7 @@ class MicroscopeService:
                     raise PermissionError("the scan before has not ended: the controller does not let go of it")
             self.guard.require_budget(self._next.path_of(0))
             self._frames_left = frames
-            if self._acquired or self._admitted:
+            if self._admitted:
                 self._next = self._scans.again(self._next, area_id=self.guard.area_id)
                 self._controller.prepare(self._next.scan_id, self._next.paths)
             collect()  # now, while the beam is off

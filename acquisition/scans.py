@@ -106,8 +106,7 @@ class ScanBook:
             wall_clock_ns=time.time_ns(),
             t_ns=time.monotonic_ns(),
         )
-        self._scans[scan.scan_id] = scan
-        self._forget_old({scan.scan_id, *keep})
+        self._remember(scan, keep)
         return scan
 
     def again(self, scan: ScanStart, *, area_id: int) -> ScanStart:
@@ -119,13 +118,15 @@ class ScanBook:
             wall_clock_ns=time.time_ns(),
             t_ns=time.monotonic_ns(),
         )
-        self._scans[again.scan_id] = again
-        self._forget_old({again.scan_id, scan.scan_id})
+        self._remember(again, {scan.scan_id})
         return again
 
-    def _forget_old(self, in_use: Collection[str]) -> None:
+    def _remember(self, scan: ScanStart, keep: Collection[str]) -> None:
+        """Add a scan and forget the oldest ones too many, but none of `keep`."""
+        self._scans[scan.scan_id] = scan
         too_many = len(self._scans) - MAX_SCANS_REMEMBERED
         if too_many > 0:
+            in_use = {scan.scan_id, *keep}
             for scan_id in [scan_id for scan_id in self._scans if scan_id not in in_use][:too_many]:
                 self._scans.pop(scan_id)
 
