@@ -1,12 +1,13 @@
 """Infill maps: for every pixel, which measured pixels it is made of and with what weights (imports scipy).
 
 A map depends on the mask alone, so it is computed once for a path, off the hot path; a frame then costs a few `take`s.
+On a lattice it is simpler: see `lattice_infill`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -19,6 +20,38 @@ if TYPE_CHECKING:
 
 MAX_BOX_BATCH = 1 << 21
 """Pixels of bounding boxes looked at in one go: bounds the memory of building a map."""
+
+
+class Infill(Protocol):
+    """Fills a picture from its measured pixels."""
+
+    @property
+    def visited(self) -> NDArray[np.intp]:
+        """(v,) flat indices of the measured pixels, ascending."""
+        ...
+
+    def apply(self, measured: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (channels, rows, cols) made of (channels, v) measured values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PathMaps:
+    """What the infill of one mask needs.
+
+    Parameters
+    ----------
+    nearest : Infill
+        Every pixel takes the nearest measured value.
+    distance : (rows, cols) float32 ndarray
+        To that pixel [pixel].
+    linear : Infill or None
+        None while it is being computed, or if it could not be.
+    """
+
+    nearest: Infill
+    distance: NDArray[np.float32]
+    linear: Infill | None
 
 
 @dataclass(frozen=True, slots=True)

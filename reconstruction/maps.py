@@ -6,11 +6,11 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lowdose.reconstruction.infill import InfillMap, linear_map, nearest_map
+from lowdose.reconstruction.infill import InfillMap, PathMaps, linear_map, nearest_map
+from lowdose.reconstruction.lattice_infill import lattice_maps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,28 +20,16 @@ logger = logging.getLogger(__name__)
 
 MAPS_KEPT = 4
 
-
-@dataclass(frozen=True, slots=True)
-class PathMaps:
-    """What the infill of one mask needs: the nearest map with its distances, and the linear map once it is there."""
-
-    nearest: InfillMap
-    distance: NDArray[np.float32]
-    linear: Future[InfillMap]
-
-    @property
-    def ready_linear(self) -> InfillMap | None:
-        """The linear map, None while it is being computed or if it could not be."""
-        if not self.linear.done() or self.linear.exception() is not None:
-            return None
-        return self.linear.result()
+_Order = tuple[str, "NDArray[np.bool_]", InfillMap] | None
 
 
-_Order = tuple[PathMaps, "NDArray[np.bool_]"] | None
+def maps_at_once(mask: NDArray[np.bool_]) -> PathMaps:
+    """Return the maps there are without waiting: all on a lattice, elsewhere no linear one."""
+    return lattice_maps(mask) or PathMaps(*nearest_map(mask), None)
 
 
 class MapCache:
-    """Computes and keeps maps; from any thread."""
+    """Computes and keeps the maps that take time, those of no lattice; from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,15 +39,17 @@ class MapCache:
         threading.Thread(target=self._compute, name="infill-maps", daemon=True).start()
 
     def get(self, digest: str, mask: NDArray[np.bool_]) -> PathMaps:
-        """Return the maps of a path, beginning to compute what is not there yet."""
+        """Return the maps of a path as far as they are there, beginning to compute what is not."""
         with self._lock:
             if digest in self._kept:
                 self._kept.move_to_end(digest)
                 return self._kept[digest]
+            if (on_lattice := lattice_maps(mask)) is not None:
+                return on_lattice
             nearest, distance = nearest_map(mask)
-            maps = PathMaps(nearest, distance, Future())
-            self._to_compute.put((maps, mask))
+            maps = PathMaps(nearest, distance, None)
             self._kept[digest] = maps
+            self._to_compute.put((digest, mask, nearest))
             while len(self._kept) > MAPS_KEPT:
                 self._kept.popitem(last=False)
             return maps
@@ -70,9 +60,12 @@ class MapCache:
 
     def _compute(self) -> None:
         while (order := self._to_compute.get()) is not None:
-            maps, mask = order
+            digest, mask, nearest = order
             try:
-                maps.linear.set_result(linear_map(mask, maps.nearest))
-            except Exception as error:  # a frame can always be filled by nearest
+                linear = linear_map(mask, nearest)
+            except Exception:  # a frame can always be filled by nearest
                 logger.exception("no linear infill for this path: nearest is used")
-                maps.linear.set_exception(error)
+                continue
+            with self._lock:
+                if digest in self._kept:
+                    self._kept[digest] = replace(self._kept[digest], linear=linear)

@@ -12,8 +12,8 @@ import numpy as np
 
 from lowdose.acquisition.frames import DenseFrame, EngineStamp
 from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
-from lowdose.reconstruction.infill import InfillMap, nearest_map
-from lowdose.reconstruction.maps import MapCache
+from lowdose.reconstruction.lattice_infill import everywhere_measured
+from lowdose.reconstruction.maps import MapCache, maps_at_once
 from lowdose.reconstruction.normalise import mean_and_deviation
 from lowdose.scan_patterns.grid import ScanGrid
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowdose.acquisition.frames import SparseFrame
     from lowdose.acquisition.messages import ScanStart
     from lowdose.reconstruction.engine import Channel, Engine, EngineInfo
+    from lowdose.reconstruction.infill import PathMaps
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,9 @@ UNCERTAINTY_ORDER = ("none", "placeholder", "calibrated")
 class _Picture:
     """What a stage works on: measured values on a grid, and how the rest is filled."""
 
-    measured: NDArray[np.float32]  # (channels, v), in the order of nearest.visited
+    measured: NDArray[np.float32]  # (channels, v), in the order of maps.nearest.visited
     hits: NDArray[np.uint16]  # (rows, cols)
-    nearest: InfillMap
-    linear: InfillMap | None
-    distance: NDArray[np.float32]  # (rows, cols)
+    maps: PathMaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +82,12 @@ class Reconstructor:
         return " + ".join(stage.info.name for stage in self._stages)
 
     def prepare(self, start: ScanStart) -> None:
-        """Compute the maps of a scan's first path before its first frame comes; linear follows in the background."""
+        """Compute the maps of a scan's first path before its first frame comes; linear may follow in the background."""
         self._maps.get(start.paths[0].digest, start.paths[0].mask)
 
     def ready(self, start: ScanStart) -> bool:
         """Tell whether the scan's first path has its linear map."""
-        return self._maps.get(start.paths[0].digest, start.paths[0].mask).ready_linear is not None
+        return self._maps.get(start.paths[0].digest, start.paths[0].mask).linear is not None
 
     def complete(self, sparse: SparseFrame, start: ScanStart, *, dropped: int = 0, gaps: int = 0) -> DenseFrame | None:
         """Return the completed frame, or None if nothing of it was measured.
@@ -132,16 +131,15 @@ class Reconstructor:
 
     def _picture_of(self, sparse: SparseFrame, start: ScanStart) -> _Picture | None:
         """Look up the path's maps; where samples are missing, fill from those that are there by exact distance."""
-        mask = start.path_of(sparse.frame_index).mask
-        if not sparse.hits.any():
+        n_measured = np.count_nonzero(sparse.hits)
+        if n_measured == 0:
             return None
-        maps = self._maps.get(sparse.path_digest, mask)
+        path = start.path_of(sparse.frame_index)
+        # without a pixel visited twice there is no need of the path's hits, which each path of a cycle would keep
+        whole = n_measured == len(path) or n_measured == np.count_nonzero(path.hits)
+        maps = self._maps.get(sparse.path_digest, sparse.mask) if whole else maps_at_once(sparse.mask)
         values = sparse.values.reshape(len(sparse.values), -1)
-        if np.count_nonzero(sparse.hits) == len(maps.nearest.visited):
-            measured = np.ascontiguousarray(values[:, maps.nearest.visited])
-            return _Picture(measured, sparse.hits, maps.nearest, maps.ready_linear, maps.distance)
-        nearest, distance = nearest_map(sparse.mask)
-        return _Picture(np.ascontiguousarray(values[:, nearest.visited]), sparse.hits, nearest, None, distance)
+        return _Picture(np.ascontiguousarray(values[:, maps.nearest.visited]), sparse.hits, maps)
 
     def _run_stages(self, picture: _Picture) -> list[_StageOutput]:
         outputs: list[_StageOutput] = []
@@ -152,7 +150,7 @@ class Reconstructor:
 
     def _run_stage(self, stage: Engine, picture: _Picture) -> _StageOutput:
         """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
-        if "linear" in stage.info.channels and picture.linear is None:
+        if "linear" in stage.info.channels and picture.maps.linear is None:
             stage = self._nearest
         normalisation = mean_and_deviation(picture.measured)
         normalised = normalisation.apply(picture.measured)
@@ -161,7 +159,7 @@ class Reconstructor:
         except Exception:
             self.engine_failures += 1
             logger.exception("engine '%s' failed on a frame: classical infill instead", stage.info.name)
-            stage = self._nearest if picture.linear is None else self._linear
+            stage = self._nearest if picture.maps.linear is None else self._linear
             output, engine_ns = self._timed_run(stage, picture, normalised)
         image, deviation = np.ascontiguousarray(output[:, 0]), np.ascontiguousarray(output[:, 1])
         normalisation.undo(image, out=image)
@@ -190,26 +188,23 @@ class Reconstructor:
 
 
 def _channel(name: Channel, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
-    if name == "nearest" or (name == "linear" and picture.linear is None):
-        return picture.nearest.apply(normalised)
-    if name == "linear" and picture.linear is not None:
-        return picture.linear.apply(normalised)
+    if name == "nearest" or (name == "linear" and picture.maps.linear is None):
+        return picture.maps.nearest.apply(normalised)
+    if name == "linear" and picture.maps.linear is not None:
+        return picture.maps.linear.apply(normalised)
     if name == "sparse":
         sparse = np.zeros((len(normalised), picture.hits.size), np.float32)
-        sparse[:, picture.nearest.visited] = normalised
+        sparse[:, picture.maps.nearest.visited] = normalised
         return sparse.reshape(-1, *picture.hits.shape)
     if name == "mask":
         return (picture.hits > 0).astype(np.float32)
-    return picture.distance if name == "distance" else picture.hits.astype(np.float32)
+    return picture.maps.distance if name == "distance" else picture.hits.astype(np.float32)
 
 
 def _everywhere_measured(image: NDArray[np.float32]) -> _Picture:
     """Return a stage's output as the next one's input: every pixel counts as measured."""
     shape = (image.shape[1], image.shape[2])
-    everything = np.arange(shape[0] * shape[1])
-    identity = InfillMap(everything, everything[None], None, shape)
-    measured = image.reshape(len(image), -1)
-    return _Picture(measured, np.ones(shape, np.uint16), identity, identity, np.zeros(shape, np.float32))
+    return _Picture(image.reshape(len(image), -1), np.ones(shape, np.uint16), everywhere_measured(shape))
 
 
 def _combined(deviations: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ class NearestEngine(_InfillEngine):
 
 
 class LinearEngine(_InfillEngine):
-    """Piecewise linear over the Delaunay triangles of the measured pixels."""
+    """Piecewise linear over the Delaunay triangles of the measured pixels; bilinear on a lattice."""
 
     def __init__(self) -> None:
         super().__init__("linear")

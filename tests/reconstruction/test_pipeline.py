@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 from lowdose.acquisition.assembly import FrameAssembler
 from lowdose.acquisition.messages import SampleBlock, ScanStart
+from lowdose.reconstruction import maps
 from lowdose.reconstruction.engine import CHANNELS
 from lowdose.reconstruction.engines import ENGINES
 from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
@@ -17,6 +19,7 @@ from lowdose.reconstruction.pipeline import Reconstructor
 from lowdose.scan_patterns import ScanGrid
 from lowdose.scan_patterns.pattern import load_pattern_class
 from lowdose.scan_patterns.spiral import Spiral
+from tests.reconstruction.lattices import interlaced_scan
 
 GRID = ScanGrid((64, 64))
 
@@ -29,17 +32,17 @@ def scan_of(pattern=None, channels=("HAADF",), dwell_time_us=1.0):
     )
 
 
-def frame_of(start, counts, *, frame_index=0, keep=None):
+def frame_of(start, counts, *, frame_index=0, keep=None, block=50):
     """Assemble one frame of (channels, n) counts, of which only the positions in `keep` arrive."""
     assembler = FrameAssembler(start)
     path = start.path_of(frame_index)
     frames = []
-    for first in range(0, len(path), 50):
-        stop = min(first + 50, len(path))
+    for first in range(0, len(path), block):
+        stop = min(first + block, len(path))
         if keep is None or keep[first]:
             part = np.ascontiguousarray(counts[:, first:stop], np.uint16)
-            block = SampleBlock(start.scan_id, path.digest, frame_index, first, part, first // 50, 1, 2, 3)
-            frames += assembler.add(block, 4)
+            seq = first // block
+            frames += assembler.add(SampleBlock(start.scan_id, path.digest, frame_index, first, part, seq, 1, 2, 3), 4)
     return (frames + assembler.finish())[0]
 
 
@@ -93,12 +96,52 @@ def test_constant_in_gives_constant_out(name, level):
 
 
 def test_nearest_is_shown_and_named_until_linear_is_ready(linear, monkeypatch):
-    from lowdose.reconstruction import maps
-
-    monkeypatch.setattr(maps.PathMaps, "ready_linear", None)
+    gate, triangulate = threading.Event(), maps.linear_map
+    monkeypatch.setattr(maps, "linear_map", lambda *args: (gate.wait(10), triangulate(*args))[1])
     start = scan_of()
-    frame = linear.complete(frame_of(start, np.ones((1, len(start.paths[0])))), start)
+    sparse = frame_of(start, np.ones((1, len(start.paths[0]))))
+    assert linear.complete(sparse, start).engine == "nearest"
+    gate.set()
+    wait_for_linear(linear, start)
+    assert linear.complete(sparse, start).engine == "linear"
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (512, 512)], ids=str)
+def test_every_frame_of_an_interlaced_cycle_is_linear_from_the_first_on_and_made_of_its_own_pixels(linear, shape):
+    start = interlaced_scan(shape, 5)
+    rows, cols = np.indices(shape)
+    plane = 2 * rows + 3 * cols
+    linear.prepare(start)
+    for k in range(25):
+        path = start.path_of(k)
+        frame = linear.complete(frame_of(start, plane[path.mask][None], frame_index=k, block=100_000), start)
+        assert (frame.engine, frame.path_digest) == ("linear", path.digest)
+        np.testing.assert_array_equal(frame.hits, path.hits)
+        np.testing.assert_array_equal(frame.uncertainty[0] == 0, path.mask)
+        a, b = divmod(k, 5)
+        inside = np.s_[a : shape[0] - 5, b : shape[1] - 5]
+        np.testing.assert_allclose(frame.image[0][inside], plane[inside], rtol=1e-4, atol=1e-2)
+
+
+def test_an_interlaced_cycle_keeps_no_mask_and_no_hits_of_its_paths(linear):
+    start = interlaced_scan(GRID.shape, 5)
+    sparse = [frame_of(start, np.ones((1, len(path))), frame_index=k) for k, path in enumerate(start.paths)]
+    for path in start.paths:
+        path.__dict__.pop("hits", None)
+    for frame in sparse:
+        linear.complete(frame, start)
+    assert not any({"mask", "hits"} & path.__dict__.keys() for path in start.paths)
+
+
+def test_a_lattice_with_a_lost_block_is_filled_from_what_is_there(linear):
+    start = interlaced_scan(GRID.shape, 4)
+    n = len(start.paths[6])
+    keep = np.ones(n, bool)
+    keep[50:100] = False
+    frame = linear.complete(frame_of(start, np.full((1, n), 9), frame_index=6, keep=keep), start)
     assert frame.engine == "nearest"
+    assert frame.mask.sum() == n - 50
+    np.testing.assert_allclose(frame.image, 9, rtol=1e-5)
 
 
 def test_measured_pixels_keep_their_counts_and_know_no_uncertainty(linear, rng):

@@ -16,12 +16,13 @@ from lowdose.acquisition.messages import Reply, SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.settings import NetworkSettings
 from lowdose.acquisition.sockets import SAMPLES_HWM, ControlServer, Publisher, Subscriber
 from lowdose.acquisition.wire import decode, encode
-from lowdose.reconstruction.engines.classical_engine import NearestEngine
+from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
 from lowdose.reconstruction.pipeline import Reconstructor
 from lowdose.reconstruction.service import ReconstructionService
 from lowdose.scan_patterns import ScanGrid
 from lowdose.scan_patterns.raster import Raster
 from lowdose.scan_patterns.spiral import Spiral
+from tests.reconstruction.lattices import interlaced_scan
 
 GRID = ScanGrid((48, 48))
 BLOCK = 64
@@ -33,11 +34,11 @@ def new_scan(pattern=None, dwell_time_us=1.0):
     return ScanStart(uuid.uuid4().hex, paths, {"name": "x"}, ("HAADF",), dwell_time_us, 25.0, 200.0, 0, None, now, now)
 
 
-def frame_blocks(start, frame_index, seq, value=7):
+def frame_blocks(start, frame_index, seq, value=7, size=BLOCK):
     path = start.path_of(frame_index)
     blocks = []
-    for first in range(0, len(path), BLOCK):
-        m = min(BLOCK, len(path) - first)
+    for first in range(0, len(path), size):
+        m = min(size, len(path) - first)
         counts = np.full((1, m), value, np.uint16)
         now = time.monotonic_ns()
         blocks.append(
@@ -49,7 +50,7 @@ def frame_blocks(start, frame_index, seq, value=7):
 class Rig:
     """A publisher in the microscope's place, the service under test, and a listener to its frames."""
 
-    def __init__(self):
+    def __init__(self, engine=None):
         self.publisher = Publisher("tcp://127.0.0.1:0", hwm=SAMPLES_HWM)
         self.control = ControlServer("tcp://127.0.0.1:0")
         self.known = {}
@@ -57,7 +58,7 @@ class Rig:
         network = NetworkSettings(
             control=self.control.endpoint, samples=self.publisher.endpoint, frames="tcp://127.0.0.1:0"
         )
-        self.service = ReconstructionService(Reconstructor([NearestEngine()]), network)
+        self.service = ReconstructionService(Reconstructor([engine or NearestEngine()]), network)
         self.frames = Subscriber(self.service.endpoint, ("frames",), hwm=100)
         self.service.start()
         self._stop = threading.Event()
@@ -262,6 +263,27 @@ def test_a_slow_engine_skips_frames_and_drops_no_block():
         rig.wait_until(lambda: rig.service._frames >= 2)
         assert frame.dropped == frame.gaps == rig.service.dropped == 0
         assert rig.service._frames < 20
+    finally:
+        rig.close()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (512, 512)], ids=str)
+def test_two_rounds_of_an_interlaced_cycle_come_in_order_each_frame_with_its_own_path(shape):
+    rig = Rig(LinearEngine())
+    try:
+        start = interlaced_scan(shape, 5)
+        rig.send(start)
+        seq = 0
+        for k in range(50):
+            blocks = frame_blocks(start, k, seq, value=k + 1, size=2000)
+            seq += len(blocks)
+            rig.send(*blocks)
+            frame, path = rig.next_frame(), start.path_of(k)
+            assert (frame.frame_index, frame.path_digest, frame.engine) == (k, path.digest, "linear")
+            np.testing.assert_array_equal(frame.hits, path.hits)
+            np.testing.assert_array_equal(frame.measured[0], (k + 1) * path.mask)
+            np.testing.assert_allclose(frame.image, k + 1, rtol=1e-5)
+        assert frame.dropped == frame.gaps == 0
     finally:
         rig.close()
 

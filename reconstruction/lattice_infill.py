@@ -1,0 +1,148 @@
+"""Infill on a lattice: where every crossing of some rows and columns is measured, one axis at a time (imports scipy).
+
+Needs no distance transform, no triangles and no map as large as the picture: a few numbers for every row and column,
+which the paths of an interlaced cycle share but for their offset. They are made anew for every frame and not kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from lowdose.reconstruction.infill import PathMaps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LatticeAxis:
+    """The rows (or columns) of a picture, of which some are measured.
+
+    Parameters
+    ----------
+    measured : (m,) intp ndarray
+        Those measured, ascending, at least one.
+    n_pixels : int
+        All there are.
+    """
+
+    measured: NDArray[np.intp]
+    n_pixels: int
+
+    @cached_property
+    def nearest(self) -> NDArray[np.intp]:
+        """(n_pixels,) position in `measured` of the nearest one; of two equally near the first."""
+        middles = (self.measured[1:] + self.measured[:-1]) / 2
+        return np.searchsorted(middles, np.arange(self.n_pixels))
+
+    @cached_property
+    def squared_distance(self) -> NDArray[np.float32]:
+        """(n_pixels,) to the nearest one [pixel^2]."""
+        away = (np.arange(self.n_pixels) - self.measured[self.nearest]).astype(np.float32)
+        return away * away
+
+    @cached_property
+    def inside(self) -> slice:
+        """From the first measured to the last."""
+        return slice(int(self.measured[0]), int(self.measured[-1]) + 1)
+
+    @cached_property
+    def weights(self) -> csr_array:
+        """(pixels inside, m) float32 matrix of linear interpolation, two entries a row that sum to 1."""
+        pixels = np.arange(self.inside.start, self.inside.stop)
+        right = np.searchsorted(self.measured, pixels)  # the measured one itself, or the next
+        left = np.maximum(right - 1, 0)
+        gap = np.maximum(self.measured[right] - self.measured[left], 1)
+        share = ((self.measured[right] - pixels) / gap).astype(np.float32)  # of the left one
+        data, columns = np.stack([share, 1 - share], axis=1), np.stack([left, right], axis=1)
+        starts = np.arange(0, data.size + 1, 2)
+        return csr_array((data.ravel(), columns.ravel(), starts), shape=(len(pixels), len(self.measured)))
+
+
+@dataclass(frozen=True)
+class NearestOnLattice:
+    """Every pixel takes the nearest measured value: where the nearest row and the nearest column cross."""
+
+    rows: LatticeAxis
+    cols: LatticeAxis
+
+    @cached_property
+    def visited(self) -> NDArray[np.intp]:
+        """(v,) flat indices of the measured pixels, ascending."""
+        return (self.rows.measured[:, None] * self.cols.n_pixels + self.cols.measured).ravel()
+
+    def crossings(self, measured: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (channels, v) measured values as (channels, measured rows, measured columns)."""
+        return measured.reshape(-1, len(self.rows.measured), len(self.cols.measured))
+
+    def apply(self, measured: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (channels, rows, cols) made of (channels, v) measured values."""
+        return self.crossings(measured).take(self.cols.nearest, axis=2).take(self.rows.nearest, axis=1)
+
+    def distance(self) -> NDArray[np.float32]:
+        """Return (rows, cols) distances to the nearest measured pixel [pixel]."""
+        squared = np.add.outer(self.rows.squared_distance, self.cols.squared_distance)
+        return np.sqrt(squared, out=squared)
+
+
+@dataclass(frozen=True)
+class LinearOnLattice:
+    """Bilinear between the four measured pixels around; outside their convex hull the nearest value.
+
+    The corners of a lattice cell lie on one circle, so that Delaunay's triangles are not unique: either diagonal would
+    do. Bilinear prefers neither, agrees with both on the lattice's lines and on planes, and is two sparse products.
+
+    Parameters
+    ----------
+    nearest : NearestOnLattice
+        Of the same lattice.
+    """
+
+    nearest: NearestOnLattice
+
+    @property
+    def visited(self) -> NDArray[np.intp]:
+        """(v,) flat indices of the measured pixels, ascending."""
+        return self.nearest.visited
+
+    def apply(self, measured: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (channels, rows, cols) made of (channels, v) measured values."""
+        rows, cols = self.nearest.rows, self.nearest.cols
+        out = self.nearest.apply(measured)
+        for values, image in zip(self.nearest.crossings(measured), out, strict=True):
+            image[rows.inside, cols.inside] = rows.weights @ (cols.weights @ values.T).T
+        return out
+
+
+def lattice_maps(mask: NDArray[np.bool_]) -> PathMaps | None:
+    """Return the maps of a mask that is True at every crossing of some rows and columns, else None.
+
+    The rows need not be equally spaced, nor the columns: a lattice that lost whole lines is one still.
+
+    Examples
+    --------
+    >>> maps = lattice_maps(np.array([[True, False, True]]))
+    >>> maps.linear.apply(np.array([[2, 4]], np.float32)).tolist()
+    [[[2.0, 3.0, 4.0]]]
+    """
+    rows, cols = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    crossings = len(rows) * len(cols)
+    if crossings == 0 or np.count_nonzero(mask) < crossings:
+        return None
+    n_rows, n_cols = mask.shape
+    if crossings == n_rows * n_cols:
+        return everywhere_measured((n_rows, n_cols))
+    nearest = NearestOnLattice(LatticeAxis(rows, n_rows), LatticeAxis(cols, n_cols))
+    return PathMaps(nearest, nearest.distance(), LinearOnLattice(nearest))
+
+
+@lru_cache(maxsize=4)  # every raster frame and every further stage asks for the same one
+def everywhere_measured(shape: tuple[int, int]) -> PathMaps:
+    """Return the maps of a picture in which there is nothing to fill."""
+    identity = NearestOnLattice(*(LatticeAxis(np.arange(n), n) for n in shape))
+    return PathMaps(identity, np.zeros(shape, np.float32), identity)
