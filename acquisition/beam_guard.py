@@ -112,7 +112,7 @@ class BeamGuard:
 
     def require_budget(self, path: ScanPath) -> None:
         """Raise PermissionError if one more frame along a path would exceed the area's dose budget."""
-        after = self.area_dose_e_per_a2 + frame_dose_e_per_a2(path, self._beam_current_pa)
+        after = self.area_dose_e_per_a2 + self._frame_dose_e_per_a2(path)
         budget = self._dose.budget_e_per_a2
         if budget is not None and after > budget:
             raise PermissionError(
@@ -131,8 +131,12 @@ class BeamGuard:
             self._report("budget_spent", str(refusal), "warning")
             return False
         with self._lock:
-            self.area_dose_e_per_a2 += frame_dose_e_per_a2(path, self._beam_current_pa)
+            self.area_dose_e_per_a2 += self._frame_dose_e_per_a2(path)
         return True
+
+    def _frame_dose_e_per_a2(self, path: ScanPath) -> float:
+        beam_time_us = self._controller.limits.beam_time_us(path)
+        return frame_dose_e_per_a2(path, self._beam_current_pa, beam_time_us=beam_time_us)
 
     def new_area(self) -> int:
         """Sum the dose from zero: the stage has moved."""

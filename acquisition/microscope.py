@@ -239,7 +239,7 @@ class MicroscopeService:
         self._next = scan
         if self.guard.state != "scanning":
             self._current = scan
-        return scan_values(scan)
+        return scan_values(scan, self._controller.limits)
 
     def _do_start(self, request: Request, off_orders: int) -> dict[str, Any]:
         self._require_control(request)
@@ -267,7 +267,7 @@ class MicroscopeService:
                 target=self._guarded, args=(self._scan_loop,), name="scan", daemon=True
             )
             self._scan_thread.start()
-        return scan_values(self._next)
+        return scan_values(self._next, self._controller.limits)
 
     def _do_stop(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
@@ -369,7 +369,7 @@ class MicroscopeService:
             "patterns": self._pattern_names,
             "has_listener": self._publisher.has_listener("samples"),
             "garbage": self._control.garbage,
-            **scan_values(self._current),
+            **scan_values(self._current, self._controller.limits),
         }
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from lowdose.acquisition.messages import ScanStart
 from lowdose.scan_patterns.dose import frame_dose_e_per_a2, visited_dose_e_per_a2
+from lowdose.scan_patterns.placement import spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from lowdose.acquisition.controllers.base import ScanController
+    from lowdose.acquisition.controllers.base import ControllerLimits, ScanController
     from lowdose.acquisition.settings import BeamSettings, ScanSettings
     from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.pattern import Pattern
@@ -136,9 +137,10 @@ def spec_of(scan: ScanStart) -> dict[str, Any]:
     return {key: value for key, value in scan.pattern.items() if key != "seed"}
 
 
-def scan_values(scan: ScanStart) -> dict[str, Any]:
-    """Return what people want to know about a scan, by the names of the house's JSON."""
+def scan_values(scan: ScanStart, limits: ControllerLimits) -> dict[str, Any]:
+    """Return what people want to know about a scan on a controller, by the names of the house's JSON."""
     path = scan.paths[0]
+    beam_time_us = limits.beam_time_us(path)
     parameters = {key: value for key, value in spec_of(scan).items() if key != "name"}
     return {
         "scan_id": scan.scan_id,
@@ -147,14 +149,16 @@ def scan_values(scan: ScanStart) -> dict[str, Any]:
         "coverage": path.coverage,
         "coverage_nominal": parameters.get("coverage", path.coverage),
         "dwell_time_us": scan.dwell_time_us,
-        "frame_ms": path.duration_us / 1e3,
-        "dose_e_per_a2": frame_dose_e_per_a2(path, scan.beam_current_pa),
+        "frame_ms": beam_time_us / 1e3,
+        "positions": len(path),
+        "positions_unreached": limits.unreached(path),
+        "dose_e_per_a2": frame_dose_e_per_a2(path, scan.beam_current_pa, beam_time_us=beam_time_us),
         "dose_visited_e_per_a2": visited_dose_e_per_a2(path, scan.beam_current_pa),
     }
 
 
 def _resolved(pattern: Mapping[str, Any], made: Any) -> dict[str, Any]:
     """Return the pattern as numbers: fractions read, a true coverage replaced by the nominal one it came to."""
-    if dataclasses.is_dataclass(made) and not isinstance(made, type):
-        return {"name": pattern["name"], **dataclasses.asdict(made)}
+    if dataclasses.is_dataclass(getattr(made, "pattern", made)):  # a user's own class need not be one
+        return {"name": pattern["name"], **spec(made)}
     return dict(pattern)

@@ -12,6 +12,7 @@ import psutil
 from lowdose.config.errors import ConfigError
 from lowdose.config.registry import TABLES, make_pattern, make_plug_in, plug_in_class
 from lowdose.reconstruction.engines import AUTO
+from lowdose.scan_patterns.pattern import READ_FILES
 
 if TYPE_CHECKING:
     from lowdose.acquisition.controllers.base import ScanController
@@ -91,7 +92,8 @@ def build_microscope(settings: LowdoseSettings) -> MicroscopeService:
 
     require_memory(settings.grid.build(), len(settings.scan.channels))
     make_paths(settings)
-    own = settings.scan.pattern.get("name")
+    own = settings.scan.pattern
+    shipped = [name for name in TABLES["pattern"] if name not in READ_FILES]
     return MicroscopeService(
         build_controller(settings),
         settings.grid.build(),
@@ -100,14 +102,15 @@ def build_microscope(settings: LowdoseSettings) -> MicroscopeService:
         settings.dose,
         settings.safety,
         settings.network,
-        make_pattern=partial(_make_allowed_pattern, str(own)),
-        pattern_names=tuple(dict.fromkeys([*TABLES["pattern"], str(own)])),
+        make_pattern=partial(_make_allowed_pattern, own),
+        pattern_names=tuple(dict.fromkeys([*shipped, str(own.get("name"))])),
     )
 
 
-def _make_allowed_pattern(own_name: str, mapping: Any, grid: Any) -> Any:
+def _make_allowed_pattern(own: dict[str, Any], mapping: Any, grid: Any) -> Any:
     """Make a pattern asked for over a socket: of the shipped table, or the user's own that was configured here."""
-    return make_pattern(mapping, grid, local=mapping.get("name") == own_name)
+    configured_here = all(mapping.get(key) == own.get(key) for key in ("name", "path"))
+    return make_pattern(mapping, grid, local=configured_here)
 
 
 def engine_class(name: str) -> type:

@@ -32,6 +32,16 @@ TrueCoverage = Annotated[str | None, typer.Option(help="Visited share of all pix
 Frames = Annotated[int | None, typer.Option(min=1, help="End after so many frames shown.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Picture = Annotated[Path | None, typer.Option(help="Write measured and completed picture here at the end (PNG).")]
+ScanPatternName = Annotated[str, typer.Argument(help="Name of a scan pattern.")]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="Parameter of the pattern, VALUE is YAML.")
+]
+Shape = Annotated[int, typer.Option(min=1, help="Edge of the square field, in pixels.")]
+PixelSize = Annotated[float, typer.Option(help="Edge of a pixel, in nm.")]
+DwellTime = Annotated[float, typer.Option(help="Nominal dwell time, in µs.")]
+Current = Annotated[float, typer.Option(help="Probe current, for the dose, in pA.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of random patterns.")]
+CycleFrame = Annotated[int, typer.Option(min=0, help="Which path of a pattern's cycle.")]
 IsChild = Annotated[bool, typer.Option("--child", hidden=True, help="End when standard input ends.")]
 
 
@@ -147,41 +157,75 @@ def pattern_list() -> None:
 
 @pattern_app.command("show")
 def pattern_show(
-    name: Annotated[str, typer.Argument(help="Name of a scan pattern.")],
+    name: ScanPatternName,
     coverage: Coverage = None,
     true_coverage: TrueCoverage = None,
-    shape: Annotated[int, typer.Option(min=1, help="Edge of the square field [pixel].")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of random patterns.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
+    parameters: Parameters = None,
+    shape: Shape = 512,
+    pixel_size_nm: PixelSize = 0.05,
+    dwell_time_us: DwellTime = 1.0,
+    current_pa: Current = 25.0,
+    seed: Seed = 0,
+    frame: CycleFrame = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG, PDF or SVG to write.", show_default="NAME.png")] = None,
+    window: Annotated[bool, typer.Option("--window", help="Open a window to zoom in; a file only with --out.")] = False,
 ) -> None:
-    """Draw where the beam goes and print what it costs."""
-    from lowdose.config.patterns import show
+    """Draw where the beam goes, what it measures and what that costs."""
+    from lowdose.config.options import require_writable
+    from lowdose.config.patterns import make_report, show
+    from lowdose.config.sheet import require_window
+    from lowdose.scan_patterns.grid import ScanGrid
 
-    show(name, coverage=coverage, true_coverage=true_coverage, shape=shape, seed=seed, out=out or Path(f"{name}.png"))
+    out = out if out or window else Path(f"{name}.png")
+    require_writable(out)
+    if window:
+        require_window()
+    report = make_report(
+        name,
+        coverage=coverage,
+        true_coverage=true_coverage,
+        parameters=parameters or [],
+        grid=ScanGrid((shape, shape), pixel_size_nm),
+        dwell_time_us=dwell_time_us,
+        beam_current_pa=current_pa,
+        seed=seed,
+        frame=frame,
+    )
+    show(report, out, window=window)
 
 
 @pattern_app.command("export")
 def pattern_export(
-    name: Annotated[str, typer.Argument(help="Name of a scan pattern.")],
-    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    name: ScanPatternName,
+    out: Annotated[Path, typer.Option(help="CSV to write; NPY when named .npy.")],
     coverage: Coverage = None,
     true_coverage: TrueCoverage = None,
-    shape: Annotated[int, typer.Option(min=1, help="Edge of the square field [pixel].")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of random patterns.")] = 0,
-    dwell_time_us: Annotated[float, typer.Option(help="Nominal dwell time [µs].")] = 1.0,
+    parameters: Parameters = None,
+    shape: Shape = 512,
+    pixel_size_nm: PixelSize = 0.05,
+    dwell_time_us: DwellTime = 1.0,
+    current_pa: Current = 25.0,
+    seed: Seed = 0,
+    frame: CycleFrame = 0,
 ) -> None:
-    """Write the probe positions as CSV: row,col,dwell_time_us,jump."""
-    from lowdose.config.patterns import export
+    """Write the probe positions, row,col,dwell_time_us,jump, for a pattern that reads points."""
+    from lowdose.config.options import require_writable
+    from lowdose.config.patterns import export, make_report
+    from lowdose.scan_patterns.grid import ScanGrid
 
-    export(
+    require_writable(out)
+    report = make_report(
         name,
         coverage=coverage,
         true_coverage=true_coverage,
-        shape=shape,
-        seed=seed,
+        parameters=parameters or [],
+        grid=ScanGrid((shape, shape), pixel_size_nm),
         dwell_time_us=dwell_time_us,
-        out=out,
+        beam_current_pa=current_pa,
+        seed=seed,
+        frame=frame,
     )
+    export(report, out)
 
 
 @bench_app.command("latency")

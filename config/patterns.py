@@ -3,27 +3,101 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from lowdose.config.build import require_memory
 from lowdose.config.errors import ConfigError
-from lowdose.config.options import pattern_mapping, require_writable
+from lowdose.config.options import pattern_mapping
 from lowdose.config.registry import make_pattern, plug_in_class
-from lowdose.scan_patterns.dose import frame_dose_e_per_a2, visited_dose_e_per_a2
-from lowdose.scan_patterns.grid import ScanGrid
+from lowdose.scan_patterns.dose import (
+    dose_rate_e_per_a2_s,
+    frame_dose_e_per_a2,
+    share_of_raster,
+    visited_dose_e_per_a2,
+)
 from lowdose.scan_patterns.pattern import PATTERNS
+from lowdose.scan_patterns.points import COLUMNS, is_npy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.path import ScanPath
 
-BEAM_CURRENT_PA = 25.0
-MAX_SEGMENTS_DRAWN = 400_000
+
+@dataclass(frozen=True)
+class PathReport:
+    """One path of a pattern, and what the sheet and the printed facts tell of it.
+
+    Parameters
+    ----------
+    mapping : dict
+        Name and parameters of the pattern, ``coverage`` solved for.
+    path : ScanPath
+        The path.
+    place : str
+        Which path of the cycle it is; empty when there is one only.
+    dwell_time_us, beam_current_pa : float
+        Nominal dwell time [µs], probe current [pA].
+    """
+
+    mapping: dict[str, Any]
+    path: ScanPath
+    place: str
+    dwell_time_us: float
+    beam_current_pa: float
+
+    @cached_property
+    def distances_px(self) -> NDArray[np.float64]:
+        """(rows, cols) distance of every pixel to the nearest visited one [pixel]."""
+        from scipy.ndimage import distance_transform_edt
+
+        return np.asarray(distance_transform_edt(~self.path.mask))
+
+    @cached_property
+    def steps_px(self) -> NDArray[np.float32]:
+        """(n - 1,) length of every step, jumps included [pixel]."""
+        return np.asarray(np.hypot(*np.diff(self.path.positions, axis=0).T))
+
+    @cached_property
+    def slews_px_per_us(self) -> NDArray[np.float32]:
+        """Speed needed by every step that is no jump: its length over the dwell time before it [pixel/µs]."""
+        steady = ~self.path.jumps[1:]
+        return self.steps_px[steady] / self.path.dwell_times_us[:-1][steady]
+
+    @property
+    def title(self) -> str:
+        """Name and parameters of the pattern, and which path of its cycle this is."""
+        parameters = ", ".join(f"{key} {_short(value)}" for key, value in self.mapping.items() if key != "name")
+        return "   ".join(filter(None, (self.mapping["name"], parameters, self.place)))
+
+    def facts(self) -> list[str]:
+        """Return what the path is and costs, line by line."""
+        path, current = self.path, self.beam_current_pa
+        nominal = self.mapping.get("coverage", path.coverage)
+        dose, visited = frame_dose_e_per_a2(path, current), visited_dose_e_per_a2(path, current)
+        slews = self.slews_px_per_us
+        slew = f"median {np.median(slews):.4g}, max {slews.max():.4g} px/µs" if len(slews) else "none, every step jumps"
+        return [
+            f"{self.mapping['name']}: {len(path)} positions on {path.grid.rows} x {path.grid.cols}, "
+            f"{int(path.jumps.sum())} jumps{self.place and ', '}{self.place}",
+            f"coverage_nominal {_share(nominal)}, coverage {_share(path.coverage)}",
+            f"frame {path.duration_us / 1e3:.4g} ms; at {current:g} pA and {path.grid.pixel_size_nm:g} nm pixels "
+            f"{dose:.4g} e-/Å² over the field, {visited:.4g} in a visited pixel",
+            f"{_share(share_of_raster(path, self.dwell_time_us))} of the full raster's dose and time; "
+            f"dose rate {dose_rate_e_per_a2_s(path.grid, current):.4g} e-/Å²/s",
+            f"distance to the nearest measurement: mean {self.distances_px.mean():.4g}, "
+            f"max {self.distances_px.max():.4g} px",
+            f"slew needed: {slew}",
+        ]
 
 
 def print_table() -> None:
@@ -31,117 +105,135 @@ def print_table() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("pattern", "parameters", "what it is")
+    table = Table(show_lines=True)
+    table.add_column("pattern", no_wrap=True)
+    table.add_column("parameters", overflow="fold")
+    table.add_column("what it is", overflow="fold")
     for name in PATTERNS:
         cls = plug_in_class("pattern", name, local=False)
-        parameters = ", ".join(f"{f.name}={_short(f.default)}" for f in dataclasses.fields(cls)) or "-"
+        parameters = "\n".join(map(_default, dataclasses.fields(cls))) or "-"
         table.add_row(name, parameters, (cls.__doc__ or "").split("\n", 1)[0])
     Console().print(table)
 
 
-def show(name: str, *, coverage: str | None, true_coverage: str | None, shape: int, seed: int, out: Path) -> None:
-    """Draw path and mask of a pattern and print what one frame costs."""
-    require_writable(out)
-    mapping, path = _first_path(name, coverage, true_coverage, shape, seed, dwell_time_us=1.0)
-    _draw(name, path, out)
-    for line in _facts(mapping, path):
-        print(line)
-    print(f"wrote {out}")
+def parse_parameters(parameters: Iterable[str]) -> dict[str, Any]:
+    """Return the parameters of a pattern given as key=VALUE on the command line; values are YAML.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of this form.
+
+    Examples
+    --------
+    >>> parse_parameters(["offset=[1, 2]", "speed=linear"])
+    {'offset': [1, 2], 'speed': 'linear'}
+    """
+    mapping: dict[str, Any] = {}
+    for parameter in parameters:
+        key, equals, value = parameter.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--param takes key=VALUE, got {parameter!r}")
+        if key == "name":
+            raise ConfigError(f"--param {parameter}: the pattern's name is the argument of the command")
+        try:
+            mapping[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise ConfigError(f"--param {parameter}: the value is not YAML") from None
+    return mapping
 
 
-def export(
+def make_report(
     name: str,
     *,
     coverage: str | None,
     true_coverage: str | None,
-    shape: int,
-    seed: int,
+    parameters: Iterable[str],
+    grid: ScanGrid,
     dwell_time_us: float,
-    out: Path,
-) -> None:
-    """Write the probe positions as CSV."""
-    require_writable(out)
-    mapping, path = _first_path(name, coverage, true_coverage, shape, seed, dwell_time_us)
-    comments = [*_facts(mapping, path), f"pattern {mapping}, seed {seed}, digest {path.digest}"]
-    rows = np.column_stack([path.positions, path.dwell_times_us, path.jumps])
-    try:
-        with out.open("w", encoding="utf-8") as file:
-            file.writelines(f"# {line}\n" for line in comments)
-            file.write("row,col,dwell_time_us,jump\n")
-            np.savetxt(file, rows, fmt=("%.6g", "%.6g", "%.6g", "%d"), delimiter=",")
-    except OSError as error:
-        raise ConfigError(f"cannot write {out}: {error.strerror}") from None
-    print(f"wrote {len(path)} positions to {out}")
+    beam_current_pa: float,
+    seed: int,
+    frame: int,
+) -> PathReport:
+    """Return the path that frame `frame` of a pattern's cycle follows, with what there is to tell of it.
 
-
-def _first_path(
-    name: str, coverage: str | None, true_coverage: str | None, shape: int, seed: int, dwell_time_us: float
-) -> tuple[dict[str, Any], ScanPath]:
-    mapping = pattern_mapping({}, name, coverage, true_coverage)
-    grid = ScanGrid((shape, shape))
+    Raises
+    ------
+    ConfigError, ValueError
+        If the pattern or a parameter is wrong, the cycle is shorter, or the path visits no pixel.
+    """
+    mapping = pattern_mapping({"name": name, **parse_parameters(parameters)}, name, coverage, true_coverage)
     require_memory(grid)
     pattern = make_pattern(mapping, grid, local=True)
-    paths = pattern.paths(grid, dwell_time_us=dwell_time_us, rng=np.random.default_rng(seed))
+    cycle = pattern.paths(grid, dwell_time_us=dwell_time_us, rng=np.random.default_rng(seed))
+    if frame >= len(cycle):
+        raise ConfigError(
+            f"--frame must be 0 to {len(cycle) - 1}, the cycle of '{name}' has length {len(cycle)}, got {frame}"
+        )
+    if not cycle[frame].inside.any():
+        raise ConfigError(f"the path of '{name}' visits no pixel of the field: choose other parameters")
     nominal = getattr(pattern, "coverage", None)
-    return {**mapping, **({} if nominal is None else {"coverage": nominal})}, paths[0]
-
-
-def _facts(mapping: dict[str, Any], path: ScanPath) -> list[str]:
-    nominal = mapping.get("coverage", path.coverage)
-    dose, visited = frame_dose_e_per_a2(path, BEAM_CURRENT_PA), visited_dose_e_per_a2(path, BEAM_CURRENT_PA)
-    return [
-        f"{mapping['name']}: {len(path)} positions on {path.grid.rows} x {path.grid.cols}, "
-        f"{int(path.jumps.sum())} jumps",
-        f"coverage_nominal {_share(nominal)}, coverage {_share(path.coverage)}",
-        f"frame {path.duration_us / 1e3:.4g} ms; at {BEAM_CURRENT_PA:g} pA and {path.grid.pixel_size_nm:g} nm pixels "
-        f"{dose:.4g} e-/Å² over the field, {visited:.4g} in a visited pixel",
-    ]
-
-
-def _draw(name: str, path: ScanPath, out: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.collections import LineCollection
-
-    figure, (order, hits) = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
-    step = max(1, len(path) // MAX_SEGMENTS_DRAWN)
-    points = path.positions[::step, ::-1]
-    segments = np.stack([points[:-1], points[1:]], axis=1)
-    drawn = ~path.jumps[::step][1:]
-    lines = LineCollection(list(segments[drawn]), array=np.flatnonzero(drawn) * step, cmap="viridis", linewidths=0.7)
-    order.add_collection(lines)
-    if _steps_apart(segments):
-        order.scatter(*points.T, s=2, c=np.arange(len(points)) * step, cmap="viridis")
-    order.set(
-        xlim=(-0.5, path.grid.cols - 0.5),
-        ylim=(path.grid.rows - 0.5, -0.5),
-        aspect="equal",
-        title=f"{name}: visiting order",
-        xlabel="column [pixel]",
-        ylabel="row [pixel]",
+    mapping = {key: value for key, value in mapping.items() if key != "true_coverage"}
+    return PathReport(
+        {**mapping, **({} if nominal is None else {"coverage": nominal})},
+        cycle[frame],
+        f"path {frame} of a cycle of {len(cycle)}" if len(cycle) > 1 else "",
+        dwell_time_us,
+        beam_current_pa,
     )
-    figure.colorbar(lines, ax=order, label="position in the path", shrink=0.85)
-    shown = hits.imshow(path.hits, cmap="magma", vmax=max(1, int(path.hits.max())), interpolation="nearest")
-    hits.set(title=f"hits: coverage {_share(path.coverage)}", xlabel="column [pixel]")
-    figure.colorbar(shown, ax=hits, label="visits", shrink=0.85)
+
+
+def show(report: PathReport, out: Path | None, *, window: bool) -> None:
+    """Draw the sheet of a path into a file, a window or both, and print its facts."""
+    from lowdose.config.sheet import show_sheet, write_sheet
+
+    print(*report.facts(), sep="\n")
+    if out is not None:
+        write_sheet(report, out)
+        print(f"wrote {out}")
+    if window:
+        show_sheet(report)
+
+
+def export(report: PathReport, out: Path) -> None:
+    """Write the probe positions as CSV or, when named ``.npy``, as (n, 4) float32; `Points` reads both."""
+    path = report.path
+    table = np.column_stack([path.positions, path.dwell_times_us, path.jumps]).astype(np.float32, copy=False)
     try:
-        figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write {out}: {error}") from None
-    finally:
-        plt.close(figure)
+        if is_npy(out):
+            with out.open("wb") as binary:
+                np.save(binary, table)
+        else:
+            _write_csv(report, table, out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}") from None
+    print(f"wrote {len(path)} positions to {out}, digest {path.digest}")
 
 
-def _steps_apart(segments: NDArray[np.float32]) -> bool:
-    """Tell whether the positions are single points, more than a pixel from each other."""
-    return len(segments) == 0 or float(np.median(np.abs(segments[:, 1] - segments[:, 0]).max(axis=1))) > 1.5
+def _write_csv(report: PathReport, table: NDArray[np.float32], out: Path) -> None:
+    comments = [*report.facts(), f"pattern {report.mapping}, digest {report.path.digest}"]
+    with out.open("w", encoding="utf-8") as file:
+        file.writelines(f"# {line}\n" for line in comments)
+        file.write(f"{','.join(COLUMNS)}\n")
+        np.savetxt(file, table, fmt=("%.9g", "%.9g", "%.9g", "%d"), delimiter=",")  # 9 digits keep a float32
 
 
-def _share(coverage: float) -> str:
-    return f"{coverage:.5g} (1/{1 / coverage:.4g})"
+def _default(field: dataclasses.Field[Any]) -> str:
+    """Return a parameter with its default, or alone when it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return f"{field.name}={_short(field.default_factory())}"
+    return field.name if field.default is dataclasses.MISSING else f"{field.name}={_short(field.default)}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.5g} (1/{1 / share:.4g})"
 
 
 def _short(value: Any) -> str:
-    return f"1/{1 / value:.4g}" if isinstance(value, float) and 0 < value < 1 else str(value)
+    """Return a parameter's value, a float that is one over a small integer as such a fraction."""
+    if not isinstance(value, float):
+        return str(value)
+    inverse = 1 / value if value else 0.0
+    whole = 2 < inverse < 1000 and abs(inverse - round(inverse)) < 1e-9 * inverse
+    return f"1/{inverse:.0f}" if whole else f"{value:.5g}"

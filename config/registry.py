@@ -12,7 +12,8 @@ from lowdose.acquisition.controllers import CONTROLLERS
 from lowdose.config.errors import ConfigError
 from lowdose.reconstruction.engines import ENGINES
 from lowdose.scan_patterns.checks import nearest_name
-from lowdose.scan_patterns.pattern import PATTERNS, parse_coverage, solve_true_coverage
+from lowdose.scan_patterns.pattern import PATTERNS, READ_FILES, parse_coverage, solve_true_coverage
+from lowdose.scan_patterns.placement import Placement, place
 from lowdose.simulator.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -108,21 +109,35 @@ def _called(kind: Kind, name: str, cls: type, parameters: dict[str, Any]) -> Any
 def make_pattern(mapping: Mapping[str, Any], grid: ScanGrid, *, local: bool = False) -> Pattern:
     """Return a pattern; `coverage` may be a fraction such as 1/20, `true_coverage` is solved for on the grid.
 
+    `region` and `rotation_deg` place any pattern; its coverage is then that of the region.
+
     Raises
     ------
     ConfigError
         If name, parameter or coverage is wrong.
     """
     parameters = dict(mapping)
+    if not local and parameters.get("name") in READ_FILES:
+        raise ConfigError(f"pattern '{parameters['name']}' reads a file: configure it where the microscope runs")
     true_coverage = parameters.pop("true_coverage", None)
+    placement = _placement({key: parameters.pop(key) for key in ("region", "rotation_deg") if key in parameters})
     try:
         if parameters.get("coverage") is not None:
             parameters["coverage"] = parse_coverage(parameters["coverage"])
         pattern: Pattern = make_plug_in("pattern", parameters, local=local)
         if true_coverage is not None:
-            pattern = solve_true_coverage(pattern, grid, parse_coverage(true_coverage))
+            pattern = solve_true_coverage(pattern, placement.layout_grid(grid), parse_coverage(true_coverage))
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return pattern
+    return place(pattern, placement)
+
+
+def _placement(parameters: dict[str, Any]) -> Placement:
+    try:
+        return TypeAdapter(Placement).validate_python(parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"pattern, {where or 'placement'}: {first['msg'].removeprefix('Value error, ')}") from None

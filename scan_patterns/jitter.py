@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lowdose.scan_patterns.path import ScanPath
+from lowdose.scan_patterns.path import ScanPath, in_field
 from lowdose.scan_patterns.pattern import require_coverage
 
 if TYPE_CHECKING:
@@ -149,7 +149,6 @@ def _inside(
     """Return the positions that round into the field, their dwell, and where the beam jumps to get there."""
     edge = max(shape)
     positions = positions - [(edge - n) // 2 for n in shape]
-    nearest = np.floor(positions + 0.5)
-    keep: NDArray[np.bool_] = np.all((nearest >= 0) & (nearest < shape), axis=-1)
+    keep = in_field(positions, shape)
     kept_before = np.concatenate([np.zeros((len(keep), 1), np.bool_), keep[:, :-1]], axis=1)
     return positions[keep], dwell[keep], (keep & ~kept_before)[keep]

@@ -19,6 +19,9 @@ _T = TypeVar("_T", bound=np.generic)
 OVERSCAN_LIMIT_PX = 4 * MAX_EDGE
 """No probe position may lie further out than this [pixel]."""
 
+LONGEST_STEP_PX = 1.5
+"""Scattered positions further apart than neighbouring pixels are jumps [pixel]."""
+
 
 @dataclass(frozen=True, eq=False)
 class ScanPath:
@@ -93,12 +96,12 @@ class ScanPath:
     @cached_property
     def pixels(self) -> NDArray[np.int32]:
         """(n, 2) pixel (row, col) nearest to each position, half up; overscan lies outside the grid."""
-        return _frozen(np.floor(self.positions + np.float32(0.5)).astype(np.int32))
+        return _frozen(nearest_pixels(self.positions))
 
     @cached_property
     def inside(self) -> NDArray[np.bool_]:
         """(n,) True where the position rounds to a pixel of the grid, False where it is overscan."""
-        return _frozen(np.all((self.pixels >= 0) & (self.pixels < self.grid.shape), axis=1))
+        return _frozen(in_field(self.positions, self.grid.shape))
 
     @cached_property
     def flat_pixels(self) -> NDArray[np.int64]:
@@ -137,6 +140,30 @@ class ScanPath:
         digest.update(self.dwell_times_us.astype("<f4").tobytes())
         digest.update(np.packbits(self.jumps).tobytes())
         return digest.hexdigest()
+
+
+def nearest_pixels(positions: ArrayLike) -> NDArray[np.int32]:
+    """Return the pixel nearest to each position as a path keeps it (float32), half up, (..., 2)."""
+    pixels: NDArray[np.int32] = np.floor(np.asarray(positions, np.float32) + np.float32(0.5)).astype(np.int32)
+    return pixels
+
+
+def in_field(positions: ArrayLike, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return True where a position, (..., 2), rounds to a pixel of the field."""
+    pixels = nearest_pixels(positions)
+    return np.asarray(((pixels >= 0) & (pixels < shape)).all(axis=-1))
+
+
+def far_steps(positions: ArrayLike) -> NDArray[np.bool_]:
+    """Return (n,) True where a position is no neighbour of the one before: the beam jumps there; the first is False.
+
+    Examples
+    --------
+    >>> far_steps([[0, 0], [1, 1], [1, 4]]).tolist()
+    [False, False, True]
+    """
+    steps = np.diff(np.asarray(positions, np.float64), axis=0)
+    return np.concatenate([[False], np.hypot(*steps.T) > LONGEST_STEP_PX])
 
 
 def _checked_dwell(dwell_time_us: float | ArrayLike, n: int) -> float | NDArray[np.float32]:

@@ -20,10 +20,20 @@ if TYPE_CHECKING:
 PATTERNS: dict[str, str] = {
     "raster": "lowdose.scan_patterns.raster:Raster",
     "lattice": "lowdose.scan_patterns.lattice:Lattice",
+    "interlaced": "lowdose.scan_patterns.lattice:Interlaced",
     "spiral": "lowdose.scan_patterns.spiral:Spiral",
+    "fermat": "lowdose.scan_patterns.curves:Fermat",
+    "lissajous": "lowdose.scan_patterns.curves:Lissajous",
     "jittered": "lowdose.scan_patterns.jitter:Jittered",
+    "line_hop": "lowdose.scan_patterns.line_hop:LineHop",
+    "random": "lowdose.scan_patterns.sparse:Random",
+    "poisson_disc": "lowdose.scan_patterns.sparse:PoissonDisc",
+    "points": "lowdose.scan_patterns.points:Points",
 }
 """Every pattern: name -> "module:Class", imported when it is chosen."""
+
+READ_FILES = ("points",)
+"""Patterns that open a file: never at the word of a socket or a session file."""
 
 COVERAGE_TOLERANCE = 0.02
 """`true_coverage` is met within this share of itself where the counts of a pattern allow it."""

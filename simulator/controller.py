@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowdose.acquisition.controllers.base import ControllerError, ControllerLimits, Samples, block_edges
-from lowdose.acquisition.settings import Pacing  # noqa: TC001 read when the settings are validated
+from lowdose.acquisition.controllers.deflector import Deflector  # noqa: TC001 read when the settings are validated
+from lowdose.acquisition.settings import Pacing  # noqa: TC001 likewise
 from lowdose.simulator.detector import Detector
+from lowdose.simulator.distortion import Distortion
 from lowdose.simulator.microscope import VirtualMicroscope
 
 if TYPE_CHECKING:
@@ -39,11 +41,19 @@ class Simulated:
         Counts per electron of the probe at full image scale; the default is typical of HAADF.
     seed : int
         Of the counting noise.
+    deflector : Deflector, optional
+        Turns the path into codes and inserts settling samples; default: the beam is wherever it is told.
+    distortion : Distortion
+        Where the beam really is.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 read by pydantic
 
     pacing: Pacing = "real_time"
     efficiency: float = 0.1
     seed: int = 0
+    deflector: Deflector | None = None
+    distortion: Distortion = field(default_factory=Distortion)
 
     def open(self, specimen: SpecimenSource, *, n_channels: int, beam_current_pa: float) -> SimulatedController:
         """Return a controller that scans a specimen with equal detectors."""
@@ -53,7 +63,7 @@ class Simulated:
             beam_current_pa=beam_current_pa,
             rng=np.random.default_rng(self.seed),
         )
-        return SimulatedController(microscope, pacing=self.pacing)
+        return SimulatedController(microscope, pacing=self.pacing, deflector=self.deflector, distortion=self.distortion)
 
 
 class VirtualBeam:
@@ -121,6 +131,7 @@ class _Piece:
 
     scan_id: str
     path: ScanPath
+    seen: ScanPath  # where the beam really is
     frame_index: int
     first: int
     stop: int
@@ -137,6 +148,10 @@ class SimulatedController:
         The forward model.
     pacing : "real_time" or "as_fast_as_possible"
         By the dwell times, or without waiting; samples are stamped with the clock either way.
+    deflector : Deflector, optional
+        Turns the path into codes and inserts settling samples; None = the beam is wherever it is told.
+    distortion : Distortion
+        Where the beam really is.
     clock, sleep : callable
         Monotonic time [ns] and waiting [s]; tests drive them.
     """
@@ -146,15 +161,19 @@ class SimulatedController:
         microscope: VirtualMicroscope,
         *,
         pacing: Pacing = "real_time",
+        deflector: Deflector | None = None,
+        distortion: Distortion | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._microscope = microscope
+        self._limits = replace(LIMITS, deflector=deflector)
+        self._distortion = distortion or Distortion()
         self._paced = pacing == "real_time"
         self._clock, self._sleep = clock, sleep
         self.beam = VirtualBeam(look_ahead_ns=round(LIMITS.look_ahead_ms * 1e6), clock=clock)
         self._lock = threading.Lock()
-        self._prepared: tuple[str, tuple[ScanPath, ...]] | None = None
+        self._prepared: tuple[str, tuple[ScanPath, ...], tuple[ScanPath, ...]] | None = None
         self._admit: Callable[[str, ScanPath], bool] = lambda _scan_id, _path: False
         self._stopped = threading.Event()
         self._t0_ns = clock()
@@ -162,14 +181,15 @@ class SimulatedController:
     @property
     def limits(self) -> ControllerLimits:
         """What this controller can do."""
-        return LIMITS
+        return self._limits
 
     def prepare(self, scan_id: str, paths: tuple[ScanPath, ...]) -> None:
         """Take a new cycle of paths, from the next frame edge on."""
         for path in paths:
-            LIMITS.require(path)
+            self._limits.require(path)
+        seen = tuple(self._distortion.seen(path, self._limits.deflector) for path in paths)
         with self._lock:
-            self._prepared = (scan_id, paths)
+            self._prepared = (scan_id, paths, seen)
 
     def start(self, admit: Callable[[str, ScanPath], bool]) -> None:
         """Get ready to scan."""
@@ -208,23 +228,25 @@ class SimulatedController:
         scan_id, frame_index = "", 0
         while not self._stopped.is_set():
             with self._lock:
-                prepared_id, paths = self._prepared or ("", ())
+                prepared_id, paths, seen = self._prepared or ("", (), ())
             if prepared_id != scan_id:
                 scan_id, frame_index = prepared_id, 0
                 cuts = [self._cut(path) for path in paths]
-            path = paths[frame_index % len(paths)]
-            if not self._admit(scan_id, path):
+            turn = frame_index % len(paths)
+            if not self._admit(scan_id, paths[turn]):
                 return
-            for first, stop, duration_ns, ends_block in cuts[frame_index % len(paths)]:
-                yield _Piece(scan_id, path, frame_index, first, stop, duration_ns, ends_block)
+            for first, stop, duration_ns, ends_block in cuts[turn]:
+                yield _Piece(scan_id, paths[turn], seen[turn], frame_index, first, stop, duration_ns, ends_block)
             frame_index += 1
 
     def _cut(self, path: ScanPath) -> list[tuple[int, int, int, bool]]:
         """Return (first, stop, duration_ns, ends_block) of every piece of one frame."""
-        edges = block_edges(path)
+        deflector = self._limits.deflector
+        ends_us = path.dwell_times_us.cumsum(dtype="f8") if deflector is None else deflector.drive(path).ends_us
+        edges = block_edges(ends_us)
         if not self._paced:
             return [(first, stop, 0, True) for first, stop in pairwise(edges)]
-        ends_ns = np.concatenate([[0.0], 1e3 * path.dwell_times_us.cumsum(dtype="f8")])[edges].round().astype(int)
+        ends_ns = np.concatenate([[0.0], 1e3 * ends_us])[edges].round().astype(int)
         cut = []
         for (first, stop), (begin_ns, end_ns) in zip(pairwise(edges), pairwise(ends_ns.tolist()), strict=True):
             n = -(-(end_ns - begin_ns) // PIECE_NS)
@@ -234,7 +256,7 @@ class SimulatedController:
 
     def _samples(self, t_first_ns: int, t_last_ns: int, piece: _Piece) -> Samples:
         t_s = (t_first_ns - self._t0_ns) / 1e9
-        counts = self._microscope.acquire(piece.path, piece.first, piece.stop, t_s)
+        counts = self._microscope.acquire(piece.seen, piece.first, piece.stop, t_s)
         return Samples(piece.scan_id, piece.path, piece.frame_index, piece.first, counts, t_first_ns, t_last_ns)
 
     def unblank(self) -> None:

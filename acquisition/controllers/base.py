@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lowdose.acquisition.controllers.deflector import Deflector
     from lowdose.scan_patterns.path import ScanPath
 
 MIN_BLOCK_SAMPLES = 256
@@ -40,12 +41,15 @@ class ControllerLimits:
         Beam time handed over ahead of the samples read, at most 5 [ms].
     dead_man : bool
         The controller blanks by itself when the host stops.
+    deflector : Deflector, optional
+        Limits of the deflection; None = it goes anywhere in no time.
     """
 
     min_dwell_us: float
     max_positions: int
     look_ahead_ms: float
     dead_man: bool
+    deflector: Deflector | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.look_ahead_ms <= 5:
@@ -58,6 +62,16 @@ class ControllerLimits:
             raise ValueError(f"dwell_time_us must be >= {self.min_dwell_us:g} on this controller, got {shortest_us:g}")
         if len(path) > self.max_positions:
             raise ValueError(f"a path may have {self.max_positions} positions on this controller, got {len(path)}")
+        if self.deflector is not None:
+            self.deflector.drive(path)
+
+    def beam_time_us(self, path: ScanPath) -> float:
+        """Return how long the beam is on in one frame along a path, settling and flyback included [µs]."""
+        return path.duration_us if self.deflector is None else self.deflector.drive(path).beam_time_us
+
+    def unreached(self, path: ScanPath) -> int:
+        """Return how many positions the modelled beam misses: the centre of a spiral, hops that are too sharp."""
+        return 0 if self.deflector is None else int(self.deflector.drive(path).unreached.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +153,27 @@ class ScanController(Protocol):
         ...
 
 
-def block_edges(path: ScanPath) -> list[int]:
+def block_edges(ends_us: NDArray[np.float64]) -> list[int]:
     """Return where the blocks of a path begin, and its length at the end.
 
     A block ends at the earliest of: 2 ms of beam time but at least 256 samples; 10 ms; the end of the frame.
 
+    Parameters
+    ----------
+    ends_us : (n,) float64 ndarray
+        When the dwell at each position ends, since the frame began; settling included [µs].
+
     Examples
     --------
-    >>> from lowdose.scan_patterns import ScanGrid, ScanPath
-    >>> block_edges(ScanPath(ScanGrid((1, 5000)), [[0, i] for i in range(5000)], dwell_time_us=1))
+    >>> import numpy as np
+    >>> block_edges(np.arange(1.0, 5001.0))
     [0, 2000, 4000, 5000]
     """
-    times_us = path.dwell_times_us.cumsum(dtype="f8")
-    edges, n = [0], len(path)
+    edges, n = [0], len(ends_us)
     while edges[-1] < n:
         first = edges[-1]
-        start_us = times_us[first - 1] if first else 0.0
-        by_time = int(times_us.searchsorted(start_us + MIN_BLOCK_US * (1 - 1e-9))) + 1
-        at_most = int(times_us.searchsorted(start_us + MAX_BLOCK_US * (1 + 1e-9), side="right"))
+        start_us = ends_us[first - 1] if first else 0.0
+        by_time = int(ends_us.searchsorted(start_us + MIN_BLOCK_US * (1 - 1e-9))) + 1
+        at_most = int(ends_us.searchsorted(start_us + MAX_BLOCK_US * (1 + 1e-9), side="right"))
         edges.append(min(max(by_time, first + MIN_BLOCK_SAMPLES), max(at_most, first + 1), n))
     return edges

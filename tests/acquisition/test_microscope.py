@@ -460,7 +460,7 @@ def test_a_scan_is_described_by_its_id_and_by_default_the_current_one():
         again = console["me"].describe_scan(first.scan_id)
     assert again.scan_id == first.scan_id
     assert again.paths == first.paths
-    assert first.pattern == {"name": "raster", "seed": 3}
+    assert first.pattern == {"name": "raster", "lines": "flyback", "seed": 3}
     assert first.grid == GRID
 
 

@@ -202,7 +202,7 @@ def test_a_look_ahead_above_five_milliseconds_is_refused():
 @settings(max_examples=60, deadline=None)
 def test_blocks_end_as_the_house_plan_says(n, dwell_us):
     path = ScanPath(ScanGrid((1, 16_384)), np.zeros((n, 2)), dwell_us)
-    edges = block_edges(path)
+    edges = block_edges(path.dwell_times_us.cumsum(dtype="f8"))
     assert edges[0] == 0
     assert edges[-1] == n
     sizes = np.diff(edges)
