@@ -41,6 +41,11 @@ PixelSize = Annotated[float, typer.Option(help="Edge of a pixel, in nm.")]
 DwellTime = Annotated[float, typer.Option(help="Nominal dwell time, in µs.")]
 Current = Annotated[float, typer.Option(help="Probe current, for the dose, in pA.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of random patterns.")]
+DeflectorOption = Annotated[
+    list[str] | None,
+    typer.Option("--deflector", metavar="KEY=VALUE", help="Property of the deflector, as under controller.deflector."),
+]
+Budget = Annotated[float | None, typer.Option(help="Tell the dwell time for this dose of a frame, in e-/Å².")]
 CycleFrame = Annotated[int, typer.Option(min=0, help="Which path of a pattern's cycle.")]
 IsChild = Annotated[bool, typer.Option("--child", hidden=True, help="End when standard input ends.")]
 
@@ -167,6 +172,8 @@ def pattern_show(
     current_pa: Current = 25.0,
     seed: Seed = 0,
     frame: CycleFrame = 0,
+    deflector: DeflectorOption = None,
+    budget_e_per_a2: Budget = None,
     out: Annotated[Path | None, typer.Option(help="PNG, PDF or SVG to write.", show_default="NAME.png")] = None,
     window: Annotated[bool, typer.Option("--window", help="Open a window to zoom in; a file only with --out.")] = False,
 ) -> None:
@@ -190,6 +197,8 @@ def pattern_show(
         beam_current_pa=current_pa,
         seed=seed,
         frame=frame,
+        deflector=deflector or [],
+        budget_e_per_a2=budget_e_per_a2,
     )
     show(report, out, window=window)
 
@@ -207,6 +216,8 @@ def pattern_export(
     current_pa: Current = 25.0,
     seed: Seed = 0,
     frame: CycleFrame = 0,
+    deflector: DeflectorOption = None,
+    budget_e_per_a2: Budget = None,
 ) -> None:
     """Write the probe positions, row,col,dwell_time_us,jump, for a pattern that reads points."""
     from lowdose.config.options import require_writable
@@ -224,6 +235,8 @@ def pattern_export(
         beam_current_pa=current_pa,
         seed=seed,
         frame=frame,
+        deflector=deflector or [],
+        budget_e_per_a2=budget_e_per_a2,
     )
     export(report, out)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from lowdose.acquisition.controllers.deflector import REACHED_PX, Deflector, Drive
 from lowdose.config.build import require_memory
 from lowdose.config.errors import ConfigError
 from lowdose.config.options import pattern_mapping
 from lowdose.config.registry import make_pattern, plug_in_class
 from lowdose.scan_patterns.dose import (
+    budget_dwell_time_us,
+    cumulative_dose_e_per_a2,
     dose_rate_e_per_a2_s,
     frame_dose_e_per_a2,
     share_of_raster,
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
     from lowdose.scan_patterns.path import ScanPath
 
 
+MAX_DRIVEN = 1 << 21
+"""Longer paths take minutes to model."""
+
+
 @dataclass(frozen=True)
 class PathReport:
     """One path of a pattern, and what the sheet and the printed facts tell of it.
@@ -47,6 +55,12 @@ class PathReport:
         Which path of the cycle it is; empty when there is one only.
     dwell_time_us, beam_current_pa : float
         Nominal dwell time [µs], probe current [pA].
+    cycle : tuple of ScanPath
+        All paths of the pattern.
+    deflector : Deflector
+        That is to follow it.
+    budget_e_per_a2 : float or None
+        Dose a frame may have [e-/Å^2].
     """
 
     mapping: dict[str, Any]
@@ -54,6 +68,19 @@ class PathReport:
     place: str
     dwell_time_us: float
     beam_current_pa: float
+    cycle: tuple[ScanPath, ...] = ()
+    deflector: Deflector = field(default_factory=Deflector)
+    budget_e_per_a2: float | None = None
+
+    @cached_property
+    def deflection(self) -> Drive | str:
+        """What the deflector does with the path, or why nothing is known of it."""
+        if len(self.path) > MAX_DRIVEN:
+            return f"not modelled for more than {MAX_DRIVEN:,} positions"
+        try:
+            return self.deflector.drive(self.path)
+        except ValueError as error:
+            return f"cannot follow: {error}"
 
     @cached_property
     def distances_px(self) -> NDArray[np.float64]:
@@ -97,7 +124,49 @@ class PathReport:
             f"distance to the nearest measurement: mean {self.distances_px.mean():.4g}, "
             f"max {self.distances_px.max():.4g} px",
             f"slew needed: {slew}",
+            self._deflection_fact(),
+            *self._cycle_fact(),
+            *self._budget_fact(),
         ]
+
+    def _deflection_fact(self) -> str:
+        deflector, drive = self.deflector, self.deflection
+        coil = deflector.coil
+        name = (
+            f"deflector ({coil.natural_frequency_khz:g} kHz, {deflector.slew_px_per_us:g} px/µs, "
+            f"{deflector.settle_us:g} µs to settle)"
+        )
+        if isinstance(drive, str):
+            return f"{name}: {drive}"
+        dose = frame_dose_e_per_a2(self.path, self.beam_current_pa, beam_time_us=drive.beam_time_us)
+        missed = int(drive.unreached.sum())
+        worst = f", by {drive.error_px.max():.2g} px at most" if missed else ""
+        return (
+            f"{name}: frame {drive.beam_time_us / 1e3:.4g} ms, {dose:.4g} e-/Å² with settling and flyback; "
+            f"{missed} positions missed by more than {REACHED_PX:g} px{worst}"
+        )
+
+    def _cycle_fact(self) -> list[str]:
+        n = len(self.cycle)
+        if n < 2:
+            return []
+        dose = cumulative_dose_e_per_a2(self.cycle, self.beam_current_pa, n)[-1]
+        visits = np.sum([path.hits for path in self.cycle], axis=0, dtype=np.int64)
+        return [f"all {n} frames: {dose:.4g} e-/Å² over the field, {visits.min()} to {visits.max()} visits to a pixel"]
+
+    def _budget_fact(self) -> list[str]:
+        if self.budget_e_per_a2 is None:
+            return []
+        drive = self.deflection
+        overhead_us = 0.0 if isinstance(drive, str) else drive.beam_time_us - self.path.duration_us
+        dwell_time_us = budget_dwell_time_us(
+            self.path,
+            self.beam_current_pa,
+            self.budget_e_per_a2,
+            dwell_time_us=self.dwell_time_us,
+            overhead_us=overhead_us,
+        )
+        return [f"budget of {self.budget_e_per_a2:g} e-/Å² for a frame: dwell_time_us {dwell_time_us:.4g}"]
 
 
 def print_table() -> None:
@@ -116,8 +185,8 @@ def print_table() -> None:
     Console().print(table)
 
 
-def parse_parameters(parameters: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of a pattern given as key=VALUE on the command line; values are YAML.
+def parse_parameters(parameters: Iterable[str], option: str = "--param") -> dict[str, Any]:
+    """Return parameters given as key=VALUE on the command line; values are YAML.
 
     Raises
     ------
@@ -134,13 +203,13 @@ def parse_parameters(parameters: Iterable[str]) -> dict[str, Any]:
         key, equals, value = parameter.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"--param takes key=VALUE, got {parameter!r}")
+            raise ConfigError(f"{option} takes key=VALUE, got {parameter!r}")
         if key == "name":
-            raise ConfigError(f"--param {parameter}: the pattern's name is the argument of the command")
+            raise ConfigError(f"{option} {parameter}: the pattern's name is the argument of the command")
         try:
             mapping[key] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
-            raise ConfigError(f"--param {parameter}: the value is not YAML") from None
+            raise ConfigError(f"{option} {parameter}: the value is not YAML") from None
     return mapping
 
 
@@ -155,6 +224,8 @@ def make_report(
     beam_current_pa: float,
     seed: int,
     frame: int,
+    deflector: Iterable[str] = (),
+    budget_e_per_a2: float | None = None,
 ) -> PathReport:
     """Return the path that frame `frame` of a pattern's cycle follows, with what there is to tell of it.
 
@@ -181,6 +252,9 @@ def make_report(
         f"path {frame} of a cycle of {len(cycle)}" if len(cycle) > 1 else "",
         dwell_time_us,
         beam_current_pa,
+        cycle,
+        _deflector(deflector),
+        budget_e_per_a2,
     )
 
 
@@ -217,6 +291,15 @@ def _write_csv(report: PathReport, table: NDArray[np.float32], out: Path) -> Non
         file.writelines(f"# {line}\n" for line in comments)
         file.write(f"{','.join(COLUMNS)}\n")
         np.savetxt(file, table, fmt=("%.9g", "%.9g", "%.9g", "%d"), delimiter=",")  # 9 digits keep a float32
+
+
+def _deflector(parameters: Iterable[str]) -> Deflector:
+    try:
+        return TypeAdapter(Deflector).validate_python(parse_parameters(parameters, "--deflector"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--deflector{f' {where}' if where else ''}: {reason}") from None
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -31,7 +31,10 @@ MAX_DRAWN = 60_000
 MAX_CELLS = 512
 """Larger maps are drawn as means over square cells, so that every pixel counts on the screen."""
 STEP, JUMP, MEDIAN, MAX = "#33658a", "#e07a1f", "#222222", "#c8372d"
+MISSED = "#12a150"
+MAX_MISSED_SHARE = 0.2
 MAX_TITLE = 130
+MAX_LINE = 190
 ISOLATED_STEP_PX = 1.5
 SHORTEST_STEP_PX = 0.01
 
@@ -74,14 +77,16 @@ def draw_sheet(report: PathReport, figure: Figure) -> None:
     """Draw all panels: maps above, distributions below."""
     import matplotlib as mpl
 
-    head, body = figure.subfigures(2, 1, height_ratios=(1, 12.5), squeeze=False)[:, 0]
+    head, body = figure.subfigures(2, 1, height_ratios=(1.25, 12.5), squeeze=False)[:, 0]
     facts = [fact.removeprefix(f"{report.mapping['name']}: ") for fact in report.facts()]
-    title = report.title if len(report.title) <= MAX_TITLE else f"{report.title[: MAX_TITLE - 1]}…"
-    head.text(0.01, 0.72, title, fontsize=15, fontweight="bold", va="center", parse_math=False)
-    head.text(0.01, 0.22, f"{facts[0]}  ·  {facts[1]}\n{facts[2]}  ·  {facts[3]}", fontsize=10.5, va="center")
+    title = _shortened(report.title, MAX_TITLE)
+    head.text(0.01, 0.8, title, fontsize=15, fontweight="bold", va="center", parse_math=False)
+    lines = (f"{facts[0]}  ·  {facts[1]}", f"{facts[2]}  ·  {facts[3]}", facts[6])
+    head.text(0.01, 0.2, "\n".join(_shortened(line, MAX_LINE) for line in lines), fontsize=10.5, va="center")
     with mpl.rc_context({"axes.titlesize": 11}):
         axes = body.subplots(2, 3, height_ratios=(1.45, 1), gridspec_kw={"wspace": 0.06})
     _draw_path(axes[0, 0], report.path)
+    _mark_unreached(axes[0, 0], report)
     _draw_hits(axes[0, 1], report.path)
     _draw_dose(axes[0, 2], report)
     _draw_distances(axes[1, 0], report.distances_px)
@@ -146,6 +151,17 @@ def _draw_path(ax: Axes, path: ScanPath) -> None:
     _frame_map(ax, path, f"path without its jumps{some}")
     bar = _colour_bar(ax, lines, "visiting order")
     bar.set_ticks([0, 0.5, 1], labels=["first", "half", "last"])
+
+
+def _mark_unreached(ax: Axes, report: PathReport) -> None:
+    """Mark what the deflector misses; when that is nearly everything, nothing: the headline tells."""
+    if isinstance(report.deflection, str):
+        return
+    missed = np.flatnonzero(report.deflection.unreached)
+    if 0 < len(missed) <= MAX_MISSED_SHARE * len(report.path):
+        col, row = report.path.positions[missed, 1], report.path.positions[missed, 0]
+        ax.scatter(col, row, s=9, color=MISSED, linewidths=0, zorder=3, label=f"{len(missed):,} not reached")
+        ax.legend(loc="upper right", framealpha=0.85, edgecolor="none")
 
 
 def _draw_hits(ax: Axes, path: ScanPath) -> None:
@@ -254,6 +270,10 @@ def _add_legend(ax: Axes) -> None:
 def _say(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="grey")
     ax.set(xticks=[], yticks=[])
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _over(cell_px: int) -> str:

@@ -93,7 +93,8 @@ def crossing_walks(
     part = np.arange(1, n_sub + 1) / n_sub
     centre = np.arange(channels) * width + (width - 1) / 2
     row = centre[:, None, None] + previous[..., None] + (lateral - previous)[..., None] * part
-    col = np.broadcast_to(np.arange(canvas)[:, None], row.shape)
+    # evenly along the column's width, so that the beam moves one pixel per nominal dwell time
+    col = np.broadcast_to(np.arange(canvas)[:, None] + part - (n_sub + 1) / (2 * n_sub), row.shape)
     dwell = np.broadcast_to(np.hypot(1, lateral - previous)[..., None] / n_sub, row.shape)
     offset = (canvas - edge_px) // 2
     positions = np.stack([row, col], axis=-1).reshape(channels, -1, 2) - offset
@@ -106,7 +107,7 @@ def published_mask(positions: NDArray[np.float64], dwell: NDArray[np.float64], e
     Parameters
     ----------
     positions, dwell
-        As `crossing_walks` returns them; columns are integers.
+        As `crossing_walks` returns them; each is deposited in its nearest column.
     edge_px : int
         Edge of the square mask.
 
@@ -116,7 +117,7 @@ def published_mask(positions: NDArray[np.float64], dwell: NDArray[np.float64], e
         Dwell time over the nominal one, clipped to [0, 1]. The published figure is this plus its transpose.
     """
     row, col = positions.reshape(-1, 2).T
-    low = np.floor(row)
+    low, col = np.floor(row), np.rint(col)
     share = row - low
     mask = np.zeros((edge_px, edge_px))
     for target, weight in ((low, 1 - share), (low + 1, share)):

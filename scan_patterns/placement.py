@@ -85,7 +85,7 @@ class Placed:
         return tuple(self._moved(path, grid, region) for path in laid_out)
 
     def _moved(self, path: ScanPath, grid: ScanGrid, region: Region) -> ScanPath:
-        in_region = _turned(path.positions, path.grid.shape, region[2:], self.placement.rotation_deg)
+        in_region = turned(path.positions, path.grid.shape, region[2:], self.placement.rotation_deg)
         # what the pattern itself scans beyond its field stays
         keep = in_field(in_region, region[2:]) | ~path.inside
         if not keep.any():
@@ -108,7 +108,7 @@ def spec(pattern: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _turned(
+def turned(
     positions: NDArray[np.float32], shape: tuple[int, int], region_shape: tuple[int, int], rotation_deg: float
 ) -> NDArray[np.float32]:
     """Return positions turned about the middle of one field and moved into the middle of another."""

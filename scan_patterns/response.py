@@ -25,8 +25,8 @@ CHUNK_STEPS = 1 << 21
 SETTLED = 20.0
 """Slowest time constants after which nothing is left of how the beam began (2e-9)."""
 CORRECTIONS = 2
-CUTOFF_OVER_NATURAL = 2.0
-"""The beam is made to follow up to twice the coil's natural frequency: beyond it the commands grow without use."""
+CUTOFF_OVER_NATURAL = 3.0
+"""The beam is made to follow up to three times the coil's natural frequency, for which commands must be 8 times as large."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowdose.scan_patterns.path import OVERSCAN_LIMIT_PX, ScanPath
+from lowdose.scan_patterns.placement import turned
 from lowdose.scan_patterns.response import CoilResponse, respond
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from lowdose.acquisition.controllers.deflector import Deflector
 
 
@@ -36,7 +39,15 @@ class Distortion:
             raise ValueError(f"detector_delay_us must be 0 to 1000, got {self.detector_delay_us}")
 
     def seen(self, path: ScanPath, deflector: Deflector | None) -> ScanPath:
-        """Return the path as the detector sees it: the mean beam position of every dwell."""
+        """Return the path as the detector sees it: the mean beam position of every dwell, on the unturned specimen."""
+        shape, rotation_deg = path.grid.shape, path.grid.rotation_deg
+        beam = turned(self._beam(path, deflector), shape, shape, rotation_deg)
+        if beam is path.positions:
+            return path
+        within = np.clip(beam, -OVERSCAN_LIMIT_PX, OVERSCAN_LIMIT_PX)
+        return ScanPath(path.grid, within, path.dwell_time_us, path.jumps)
+
+    def _beam(self, path: ScanPath, deflector: Deflector | None) -> NDArray[np.float32]:
         if deflector is not None:
             beam = deflector.drive(path).beam(self.coil or deflector.coil, self.detector_delay_us)
         elif self.coil is not None:
@@ -44,6 +55,5 @@ class Distortion:
         elif self.detector_delay_us > 0:
             raise ValueError("detector_delay_us needs a coil or a deflector that moves the beam: set one")
         else:
-            return path
-        within = np.clip(beam, -OVERSCAN_LIMIT_PX, OVERSCAN_LIMIT_PX)
-        return ScanPath(path.grid, within, path.dwell_time_us, path.jumps)
+            return path.positions
+        return beam.astype(np.float32)

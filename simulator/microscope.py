@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ProbeWeights:
     """Bilinear weights of every position of a path, computed once: counts = weights . image[pixels].
 
-    Positions outside the field see its border.
+    Positions outside the field see its mirror image.
     """
 
     path: ScanPath
@@ -38,9 +38,7 @@ class ProbeWeights:
         rows, cols = self._low[:, 0], self._low[:, 1]
         n_rows, n_cols = self.path.grid.shape
         offsets = [(0, 0)] if self.on_pixels else [(0, 0), (0, 1), (1, 0), (1, 1)]
-        return np.stack(
-            [np.clip(rows + r, 0, n_rows - 1) * n_cols + np.clip(cols + c, 0, n_cols - 1) for r, c in offsets]
-        )
+        return np.stack([_mirrored(rows + r, n_rows) * n_cols + _mirrored(cols + c, n_cols) for r, c in offsets])
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
@@ -61,6 +59,12 @@ class ProbeWeights:
             return np.asarray(seen[0])
         interpolated: NDArray[np.float32] = np.einsum("km,km->m", seen, self.weights[:, first:stop])
         return interpolated
+
+
+def _mirrored(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """Return indices in range(n): what lies outside is mirrored at the edges."""
+    index = index % (2 * n)
+    return np.minimum(index, 2 * n - 1 - index)
 
 
 class VirtualMicroscope:

@@ -58,10 +58,10 @@ def test_sub_pixel_positions_see_the_bilinear_mean():
     assert seen.tolist() == pytest.approx([0.5 * 64 + 0.25, 10 * 64 + 20, 62.75 * 64 + 3])
 
 
-def test_positions_outside_the_field_see_its_border():
+def test_positions_outside_the_field_see_its_mirror_image():
     image = np.arange(64 * 64, dtype=np.float32).reshape(64, 64)
     path = ScanPath(GRID, [[-7, 5], [100.5, 5]], 1.0)
-    assert ProbeWeights(path).sample(image, 0, 2).tolist() == [5, 63 * 64 + 5]
+    assert ProbeWeights(path).sample(image, 0, 2).tolist() == [6 * 64 + 5, 26.5 * 64 + 5]
 
 
 def test_every_channel_has_noise_of_its_own():
