@@ -11,22 +11,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg import solveh_banded
+from scipy.linalg import solve_banded, solveh_banded
 
 from lowdose.scan_patterns.checks import require_positive
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-STEPS_PER_LAG = 16
-"""Steps of the model in the coil's shortest time constant, 1 / angular frequency."""
-CHUNK_STEPS = 1 << 21
-"""Steps modelled in one go: bounds the memory."""
-SETTLED = 20.0
-"""Slowest time constants after which nothing is left of how the beam began (2e-9)."""
+CHUNK_HOLDS = 1 << 18
+"""Holds modelled in one go: bounds the memory."""
+CRITICAL = 1e-8
+SHORTEST_HOLD = 0.02
+"""Times the cutoff's angular frequency: with shorter holds a smoothing spline loses all digits."""
 CORRECTIONS = 2
 CUTOFF_OVER_NATURAL = 3.0
-"""The beam is made to follow up to three times the coil's natural frequency, for which commands must be 8 times as large."""
+"""The beam is made to follow up to three times the coil's natural frequency; commands there are 9 times as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +94,49 @@ def respond(
     """
     command = np.asarray(command, np.float64)
     hold = np.broadcast_to(np.asarray(hold_us, np.float64), len(command))
-    ends = np.cumsum(hold)
-    step = min(1 / (STEPS_PER_LAG * coil.angular_frequency), float(hold.min()) / 2)
-    delay = coil.delay_us + more_delay_us
-    memory = delay + SETTLED / (coil.angular_frequency * (coil.damping - math.sqrt(max(0, coil.damping**2 - 1))))
-    chunk = max(CHUNK_STEPS * step, 4 * memory)
+    if not (len(hold) and (hold > 0).all() and np.isfinite(command).all()):
+        raise ValueError("respond needs finite commands, one at least, each held for longer than 0 µs")
+    edges = np.concatenate([[0.0], np.cumsum(hold)])
+    arrivals = edges[1:-1] + (coil.delay_us + more_delay_us)  # of the second command and of all after it
+    answer = _Answer(coil, command[0])
     beam = np.empty_like(command)
-    for begin in np.arange(0, ends[-1], chunk):
-        first, stop = np.searchsorted(ends - hold / 2, [begin, begin + chunk])
-        lead = int(np.searchsorted(ends, ends[first - 1] - memory)) if first else 0
-        beam[first:stop] = _respond(command[lead:stop], hold[lead:stop], coil, delay, step)[first - lead :]
+    for first in range(0, len(command), CHUNK_HOLDS):
+        around = edges[first : first + CHUNK_HOLDS + 1]
+        low, high = np.searchsorted(arrivals, around[[0, -1]])
+        instants = np.union1d(around, arrivals[low:high])
+        held = command[np.searchsorted(arrivals, instants[:-1], side="right")]
+        travelled = np.concatenate([np.zeros_like(command[:1]), np.cumsum(answer.integrals(held, instants), axis=0)])
+        at_edges = travelled[np.searchsorted(instants, around)]
+        beam[first : first + CHUNK_HOLDS] = np.diff(at_edges, axis=0) / np.diff(around)[:, None]
     return beam
 
 
-def _respond(
-    command: NDArray[np.float64], hold_us: NDArray[np.float64], coil: CoilResponse, delay_us: float, step_us: float
-) -> NDArray[np.float64]:
-    from scipy.signal import bilinear, lfilter, lfilter_zi  # takes half a second, and most scans need no coil
+class _Answer:
+    """The beam as the sum of its command and two decaying modes, whose amplitudes step with the command; exact."""
 
-    ends = np.cumsum(hold_us)
-    starts = ends - hold_us
-    times = step_us * np.arange(math.ceil(ends[-1] / step_us) + 1)
-    around = np.append(times, times[-1] + step_us) - step_us / 2  # edges of the steps
-    bounds = np.concatenate([[-step_us, 0.0], ends, [around[-1] + step_us]])
-    w = coil.angular_frequency
-    numerator, denominator = bilinear([w**2], [1, 2 * coil.damping * w, w**2], 1 / step_us)
-    at_rest = lfilter_zi(numerator, denominator)
-    beam = np.empty_like(command)
-    for axis in range(command.shape[1]):
-        held = np.concatenate([command[:1, axis], command[:, axis], command[-1:, axis]])
-        integral = np.concatenate([[0.0], np.cumsum(held * np.diff(bounds))])
-        # the mean over each step, so that it does not matter where in a step the command changes
-        commanded = np.diff(np.interp(around, bounds, integral)) / step_us
-        moved, _ = lfilter(numerator, denominator, commanded, zi=at_rest * command[0, axis])
-        beam[:, axis] = _mean_between(times, moved, starts - delay_us, ends - delay_us)
-    return beam
+    def __init__(self, coil: CoilResponse, at_rest: NDArray[np.float64]) -> None:
+        # at critical damping both poles are one; a hair beside it nothing changes but the algebra
+        damping = coil.damping if abs(coil.damping - 1) > CRITICAL else 1 + CRITICAL
+        root = np.sqrt(complex(damping**2 - 1))
+        self._poles = coil.angular_frequency * np.array([-damping + root, -damping - root])
+        self._modes = np.zeros((2, len(at_rest)), np.complex128)
+        self._held = at_rest
+
+    def integrals(self, held: NDArray[np.float64], instants: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the integral of the position from each instant to the next, (k, axes), and stay at the last one."""
+        length = np.diff(instants)
+        change = np.diff(held, axis=0, prepend=self._held[None])
+        integral = held * length[:, None]
+        for i, (pole, other) in enumerate((self._poles, self._poles[::-1])):
+            stepped = change * (other / (pole - other))
+            stepped[0] += self._modes[i]
+            decay = np.exp(pole * length)
+            # mode[k] = decay[k - 1] mode[k - 1] + stepped[k]
+            mode = solve_banded((1, 0), np.stack([np.ones_like(decay), -decay]), stepped, check_finite=False)
+            integral += (mode * (np.expm1(pole * length) / pole)[:, None]).real
+            self._modes[i] = mode[-1] * decay[-1]
+        self._held = held[-1]
+        return integral
 
 
 def smoothest_beam(
@@ -148,13 +155,20 @@ def smoothest_beam(
     times_us : (m,) float64 ndarray
         When, increasing [µs].
     weights : (m,) float64 ndarray
-        Of each position, in units of time [µs]; 0 = anywhere. At least three must be above zero when m >= 4.
+        Of each position, in units of time [µs]; 0 = anywhere. At least three must be above zero when m >= 4, and no
+        more than about 300 in a row may be zero: the digits lost grow with their number (0.001 px of a jump of 100).
     cutoff_khz : float
         Bandwidth [kHz].
     """
     if len(positions) < 4:
-        return positions.copy()
-    banded = _jerk_penalty(times_us) * (2 * math.pi * cutoff_khz * 1e-3) ** -6.0
+        return positions.astype(np.float64)
+    cutoff = 2 * math.pi * cutoff_khz * 1e-3  # rad/µs
+    if float(np.diff(times_us).min()) < SHORTEST_HOLD / cutoff:
+        raise ValueError(
+            f"positions every {np.diff(times_us).min():.3g} µs are too close in time for a beam of {cutoff_khz:g} kHz: "
+            f"at least {SHORTEST_HOLD / cutoff:.3g} µs apart"
+        )
+    banded = _jerk_penalty(times_us) * cutoff**-6.0
     banded[-1] += weights
     return np.asarray(solveh_banded(banded, weights[:, None] * positions, overwrite_ab=True, check_finite=False))
 
@@ -178,7 +192,7 @@ def command_for(
     from scipy.interpolate import CubicSpline  # heavy to import
 
     if len(beam) < 4:
-        return beam.copy()
+        return beam.astype(np.float64)
     curve = CubicSpline(times_us, beam)
     w = coil.angular_frequency
     ahead = np.minimum(times_us + coil.delay_us + more_delay_us, times_us[-1])
@@ -216,16 +230,6 @@ def corrected(
     for _ in range(CORRECTIONS):
         command[samples] += wanted - respond(command, hold_us, coil, more_delay_us=more_delay_us)[samples]
     return command
-
-
-def _mean_between(
-    times: NDArray[np.float64], values: NDArray[np.float64], starts: NDArray[np.float64], ends: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the mean of a sampled function between times; before the first sample it is constant."""
-    step = times[1] - times[0]
-    integral = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) * (step / 2))])
-    low, high = (np.interp(t, times, integral) + np.minimum(t, 0) * values[0] for t in (starts, ends))
-    return np.asarray((high - low) / (ends - starts))
 
 
 def _jerk_penalty(times_us: NDArray[np.float64]) -> NDArray[np.float64]:

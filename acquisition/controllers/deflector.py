@@ -37,6 +37,8 @@ SLOW_LAGS = 2.0
 """With dwell times of so many lags the beam comes to rest at every position."""
 MAX_SETTLING_HOLD_US = 1.25
 """Longest settling sample: short enough to shape the way of a jump [µs]."""
+MAX_FREE_HOLDS = 100
+"""Settling samples at either end of a jump."""
 
 Pair = tuple[float, float]
 
@@ -261,7 +263,7 @@ class _Plan:
         start, stop = positions[jumps - 1], positions[jumps]  # jumps[0] - 1 is the last position
         turning = (leave[jumps - 1] + arrive[jumps]) / 2
         way = stop - start - settle_us * turning
-        hold = min(float(np.median(dwell)), MAX_SETTLING_HOLD_US)
+        hold = max(min(float(np.median(dwell)), MAX_SETTLING_HOLD_US), settle_us / MAX_FREE_HOLDS)
         inserted = np.ceil((np.abs(way).max(axis=1) / slew_px_per_us + settle_us) / hold - 1e-9).astype(np.intp)
 
         before = np.zeros(len(path), np.intp)
