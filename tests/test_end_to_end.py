@@ -149,8 +149,9 @@ def test_a_scan_started_again_is_shown_from_its_first_frame_on():
             restart.start()
             run_headless(*pipeline.endpoints, frames=20, hold_lease=False, start=False, on_shown=again)
             restart.join()
-    assert seen[0].scan_id != first.frame.scan_id
-    assert seen[0].frame_index < first.frame.frame_index
+    begun_again = [frame for frame in seen if frame.scan_id != first.frame.scan_id]  # the old scan's last may come late
+    assert len(begun_again) >= 18
+    assert begun_again[0].frame_index < first.frame.frame_index
 
 
 def test_a_spent_dose_budget_ends_a_headless_run_with_a_word_and_a_parked_beam(caplog):

@@ -8,6 +8,7 @@ import pytest
 
 from lowdose.acquisition.beam_guard import BeamGuard
 from lowdose.acquisition.controllers.base import BlankNotConfirmedError, ControllerLimits
+from lowdose.acquisition.controllers.deflector import Deflector
 from lowdose.acquisition.settings import DoseSettings, SafetySettings
 from lowdose.scan_patterns import ScanGrid, ScanPath
 from lowdose.scan_patterns.dose import frame_dose_e_per_a2
@@ -330,3 +331,23 @@ def test_a_controller_without_a_dead_man_is_refused_unless_allowed(allowed, monk
     else:
         with pytest.raises(ValueError, match=r"has no dead man.*Set safety\.allow_no_dead_man: true"):
             Bench()
+
+
+# --- what the deflector adds ----------------------------------------------------------------------------------------
+
+
+def test_settling_and_flyback_are_paid_for(monkeypatch):
+    limits = replace(NotingController.limits, deflector=Deflector())
+    monkeypatch.setattr(NotingController, "limits", limits)
+    bench = Bench()
+    path = ScanPath(ScanGrid((64, 64)), [[0, 0], [0, 60]], 1.0, [False, True])
+    assert bench.guard.admit(path)
+    assert bench.guard.area_dose_e_per_a2 > 10 * frame_dose_e_per_a2(path, 25.0)
+
+
+def test_a_frame_whose_settling_alone_breaks_the_budget_is_not_begun(monkeypatch):
+    path = ScanPath(ScanGrid((64, 64)), [[0, 0], [0, 60]], 1.0, [False, True])
+    monkeypatch.setattr(NotingController, "limits", replace(NotingController.limits, deflector=Deflector()))
+    bench = Bench(budget=2 * frame_dose_e_per_a2(path, 25.0))
+    assert not bench.guard.admit(path)
+    assert bench.guard.area_dose_e_per_a2 == 0

@@ -22,7 +22,7 @@ from lowdose.config.errors import ConfigError
 from lowdose.config.loading import load_settings, preset_names
 from lowdose.reconstruction.engines import AUTO, ENGINES
 from lowdose.scan_patterns.grid import ScanGrid
-from lowdose.scan_patterns.pattern import PATTERNS
+from lowdose.scan_patterns.pattern import PATTERNS, READ_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def test_every_preset_can_be_used(name: str) -> None:
     assert require_usable(load_settings(name, SMALL))
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", [name for name in PATTERNS if name not in READ_FILES])
 def test_every_pattern_can_be_used_by_its_name_alone(name: str) -> None:
     assert require_usable(load_settings(None, [*SMALL, f"scan.pattern={{name: {name}}}"]))
 
@@ -202,3 +202,16 @@ def test_every_channel_sees_the_specimen() -> None:
     with build_microscope(settings) as service, MicroscopeClient(service.endpoints["control"], "test") as client:
         assert client.describe_scan().channels == ("HAADF", "BF")
         assert np.isclose(client.describe_scan().dwell_time_us, 1.0)
+
+
+def test_a_file_of_points_is_opened_at_no_other_s_word(tmp_path: Path) -> None:
+    for name in ("mine.csv", "secret.csv"):
+        (tmp_path / name).write_text("row,col\n1,1\n2,5\n", encoding="utf-8")
+    mine = f"scan.pattern={{name: points, path: {tmp_path / 'mine.csv'}}}"
+    for configured in ([], [mine]):
+        settings = load_settings(None, [*SMALL, *ANY_PORT, *configured])
+        with build_microscope(settings) as service, MicroscopeClient(service.endpoints["control"], "me") as client:
+            with pytest.raises(ControlRefusedError, match="reads a file: configure it where the microscope runs"):
+                client.configure(pattern={"name": "points", "path": str(tmp_path / "secret.csv")})
+            if configured:
+                client.configure(pattern={"name": "points", "path": str(tmp_path / "mine.csv")})

@@ -16,6 +16,7 @@ from lowdose.acquisition.display import qt_checks
 from lowdose.acquisition.display.qt_checks import DisplayError
 from lowdose.config import cli
 from lowdose.config.loading import preset_names
+from lowdose.scan_patterns.pattern import PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ WRONG_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "coverage 1/0": (("--coverage", "1/0"), "got '1/0'"),
     "coverage empty": (("--coverage", ""), "coverage"),
     "true coverage 0": (("--true-coverage", "0"), "coverage must be > 0"),
-    "coverage of raster": (("--pattern", "raster", "--coverage", "1/20"), "it has no parameters"),
+    "coverage of raster": (("--pattern", "raster", "--coverage", "1/20"), "no parameter 'coverage'"),
     "true coverage of raster": (("--pattern", "raster", "--true-coverage", "1/20"), "no coverage to choose"),
     "both coverages": (("--coverage", "1/20", "--true-coverage", "1/20"), "not both"),
     "dwell 0": (("--set", "scan.dwell_time_us=0"), "scan.dwell_time_us: "),
@@ -271,7 +272,7 @@ def test_help_needs_no_heavy_library() -> None:
 def test_wrong_input_ends_a_process_with_code_2_and_one_line(start: Any) -> None:
     code, out, err = start("live", "--headless", "--pattern", "spirl").end()
     assert (code, out) == (2, "")
-    assert err == "error: unknown pattern 'spirl': did you mean 'spiral'? Known: jittered, lattice, raster, spiral\n"
+    assert err == f"error: unknown pattern 'spirl': did you mean 'spiral'? Known: {', '.join(sorted(PATTERNS))}\n"
 
 
 def test_the_display_process_without_a_screen_ends_with_code_2(start: Any) -> None:

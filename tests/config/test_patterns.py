@@ -79,7 +79,7 @@ def test_exported_positions_read_back_as_they_are(
     code, out, err = command("pattern", "export", name, *needs(name), *arguments, "--out", f"path.{suffix}")
     assert code == 0, err
     grid = ScanGrid((64, 64), 0.1)
-    (path, *_) = make_pattern({"name": name, **parse_parameters(needs(name)[1:])}, grid).paths(
+    (path, *_) = make_pattern({"name": name, **parse_parameters(needs(name)[1:])}, grid, local=True).paths(
         grid, dwell_time_us=2.5, rng=np.random.default_rng(3)
     )
     (read,) = Points(f"path.{suffix}").paths(grid, dwell_time_us=9.0, rng=np.random.default_rng(0))
@@ -311,3 +311,72 @@ def test_a_picture_format_that_is_none_is_refused(refused: Any) -> None:
 def test_a_field_larger_than_the_memory_is_refused(verb: str, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1 << 20})())
     assert "GiB of memory" in refused("pattern", verb, "raster", "--out", "x.png")
+
+
+# --- the deflector --------------------------------------------------------------------------------------------------
+
+
+def test_show_tells_what_the_deflector_makes_of_a_path(command: Callable[..., tuple[Any, str, str]]) -> None:
+    _, out, _ = command("pattern", "show", "lattice", "--shape", 64, "--out", "x.png")
+    assert "deflector (50 kHz, 2 px/µs, 5 µs to settle): frame " in out
+    assert "0 positions missed by more than 0.25 px" in out
+    _, out, _ = command("pattern", "show", "fermat", "--shape", 64, "--deflector", "slew_px_per_us=1", "--out", "x.png")
+    assert "1 px/µs, 5 µs to settle): cannot follow: the path moves" in out
+
+
+def test_budget_is_answered_by_the_dwell_time_that_keeps_it(command: Callable[..., tuple[Any, str, str]]) -> None:
+    few = ("--shape", 64, "--deflector", "settle_us=0", "--out", "x.png")
+    _, out, _ = command("pattern", "show", "lissajous", *few, "--budget-e-per-a2", 200)
+    dwell_time_us = out.partition("dwell_time_us ")[2].split()[0]
+    _, out, _ = command("pattern", "show", "lissajous", *few, "--dwell-time-us", dwell_time_us)
+    dose = float(out.partition("µs to settle): frame ")[2].partition("ms, ")[2].split()[0])
+    assert dose == pytest.approx(200, rel=0.02)
+
+
+def test_a_cycle_tells_what_all_its_frames_cost(command: Callable[..., tuple[Any, str, str]]) -> None:
+    _, out, _ = command("pattern", "show", "interlaced", "--coverage", "1/9", "--shape", 48, "--out", "x.png")
+    assert "all 9 frames: 624.2 e-/Å² over the field, 1 to 1 visits to a pixel" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("coil={natural_frequency_khz: -1}", "--deflector coil: natural_frequency_khz must be > 0, got -1"),
+        ("slew=3", "slew"),
+        ("bits", "--deflector takes key=VALUE, got 'bits'"),
+        ("bits=99", "bits must be 8 to 16, got 99"),
+    ],
+)
+def test_a_wrong_deflector_is_refused_in_words(
+    option: str, words: str, command: Callable[..., tuple[Any, str, str]]
+) -> None:
+    code, _, err = command("pattern", "show", "raster", "--shape", 8, "--deflector", option)
+    assert code == 2
+    assert words in " ".join(err.split())
+
+
+def test_region_and_rotation_place_any_pattern(command: Callable[..., tuple[Any, str, str]]) -> None:
+    placed = ("--param", "region=[10, 20, 30, 40]", "--param", "rotation_deg=30", "--shape", 64)
+    code, _, err = command("pattern", "export", "lattice", *placed, "--out", "path.csv")
+    assert code == 0, err
+    (path,) = Points("path.csv").paths(ScanGrid((64, 64)), dwell_time_us=1.0, rng=np.random.default_rng(0))
+    assert path.pixels.min(axis=0).tolist() >= [10, 20]
+    assert path.pixels.max(axis=0).tolist() <= [39, 59]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("region=[40, 40, 30, 30]", "region (40, 40, 30, 30) ends at (70, 70), beyond the field of 64 x 64 px"),
+        ("region=[1, 2]", "pattern, region"),
+        ("region=abc", "pattern, region"),
+        ("rotation_deg=.nan", "rotation_deg must be finite"),
+        ("rotation_deg=abc", "pattern, rotation_deg"),
+    ],
+)
+def test_a_wrong_placement_is_refused_in_words(
+    parameter: str, words: str, command: Callable[..., tuple[Any, str, str]]
+) -> None:
+    code, _, err = command("pattern", "export", "lattice", "--shape", 64, "--param", parameter, "--out", "x.csv")
+    assert code == 2
+    assert words in " ".join(err.split())

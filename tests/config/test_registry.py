@@ -122,7 +122,7 @@ def test_an_own_field_that_cannot_stand_in_yaml_is_refused(own_parts: str) -> No
         ({}, "pattern needs a name"),
         ({"name": 5}, "pattern needs a name"),
         ({"name": "spiral", "coverag": 0.1}, "no parameter 'coverag': did you mean 'coverage'"),
-        ({"name": "raster", "coverage": 0.1}, "no parameter 'coverage': it has no parameters"),
+        ({"name": "raster", "coverage": 0.1}, "no parameter 'coverage': Known: lines"),
         ({"name": "raster", "true_coverage": 0.1}, "no coverage to choose"),
         ({"name": "spiral", "overscan": "maybe"}, "'spiral', overscan"),
         ({"name": "spiral", "coverage": [0.1]}, "coverage must be a number"),
