@@ -82,8 +82,12 @@ def build_controller(settings: LowdoseSettings) -> ScanController:
         specimen = make_plug_in("specimen", settings.specimen, local=True).open(settings.grid.build())
     except (ValueError, OSError) as error:
         raise ConfigError(f"specimen: {error}") from None
-    n_channels = len(settings.scan.channels)
-    return controller.open(specimen, n_channels=n_channels, beam_current_pa=settings.beam.current_pa)
+    try:
+        return controller.open(
+            specimen, channels=settings.scan.channels, beam_current_pa=settings.beam.current_pa
+        )
+    except ValueError as error:
+        raise ConfigError(f"controller: {error}") from None
 
 
 def build_microscope(settings: LowdoseSettings) -> MicroscopeService:

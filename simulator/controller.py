@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,17 @@ import numpy as np
 from lowdose.acquisition.controllers.base import ControllerError, ControllerLimits, Samples, block_edges
 from lowdose.acquisition.controllers.deflector import Deflector  # noqa: TC001 read when the settings are validated
 from lowdose.acquisition.settings import Pacing  # noqa: TC001 likewise
-from lowdose.simulator.detector import Detector
+from lowdose.simulator.damage import Damage  # noqa: TC001 likewise
+from lowdose.simulator.detector import USUAL_DETECTORS, Detector
 from lowdose.simulator.distortion import Distortion
+from lowdose.simulator.drift import Motion
 from lowdose.simulator.microscope import VirtualMicroscope
+from lowdose.simulator.probe import Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from lowdose.scan_patterns.path import ScanPath
     from lowdose.simulator.sources import SpecimenSource
@@ -37,31 +43,47 @@ class Simulated:
     ----------
     pacing : "real_time" or "as_fast_as_possible"
         By the dwell times, or without waiting.
-    efficiency : float
-        Counts per electron of the probe at full image scale; the default is typical of HAADF.
+    detectors : dict of Detector
+        By channel; the defaults are typical of HAADF, ADF and BF.
     seed : int
         Of the counting noise.
     deflector : Deflector, optional
         Turns the path into codes and inserts settling samples; default: the beam is wherever it is told.
     distortion : Distortion
         Where the beam really is.
+    motion : Motion
+        How the specimen moves under it.
+    probe : Probe
+        Its width and steadiness.
+    damage : Damage, optional
+        What the dose does to the specimen; default: nothing.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 read by pydantic
 
     pacing: Pacing = "real_time"
-    efficiency: float = 0.1
+    detectors: dict[str, Detector] = field(default_factory=dict)
     seed: int = 0
     deflector: Deflector | None = None
     distortion: Distortion = field(default_factory=Distortion)
+    motion: Motion = field(default_factory=Motion)
+    probe: Probe = field(default_factory=Probe)
+    damage: Damage | None = None
 
-    def open(self, specimen: SpecimenSource, *, n_channels: int, beam_current_pa: float) -> SimulatedController:
-        """Return a controller that scans a specimen with equal detectors."""
+    def open(
+        self, specimen: SpecimenSource, *, channels: Sequence[str], beam_current_pa: float
+    ) -> SimulatedController:
+        """Return a controller that scans a specimen with a detector for each channel."""
+        if unknown := [name for name in self.detectors if name not in channels]:
+            raise ValueError(f"detectors: no channel is named {unknown[0]!r}, there are {', '.join(channels)}")
         microscope = VirtualMicroscope(
             specimen,
-            [Detector(self.efficiency)] * n_channels,
+            [self.detectors.get(name) or USUAL_DETECTORS.get(name.upper(), Detector()) for name in channels],
             beam_current_pa=beam_current_pa,
             rng=np.random.default_rng(self.seed),
+            probe=self.probe,
+            motion=self.motion,
+            damage=self.damage,
         )
         return SimulatedController(microscope, pacing=self.pacing, deflector=self.deflector, distortion=self.distortion)
 
@@ -125,13 +147,26 @@ class VirtualBeam:
         self.parked = True
 
 
+@dataclass(frozen=True)
+class _Course:
+    """A path as it is scanned: where the beam really is, and when each dwell ends, settling included."""
+
+    path: ScanPath
+    seen: ScanPath
+    ends_us: NDArray[np.float64]
+
+    @cached_property
+    def waits_us(self) -> NDArray[np.float64]:
+        """Time before each dwell in which nothing is read, (n,) [µs]."""
+        return np.diff(self.ends_us, prepend=0.0) - self.path.dwell_times_us
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Beam time handed over at once: a part of a block, and whether it is the block's last."""
 
     scan_id: str
-    path: ScanPath
-    seen: ScanPath  # where the beam really is
+    course: _Course
     frame_index: int
     first: int
     stop: int
@@ -173,7 +208,7 @@ class SimulatedController:
         self._clock, self._sleep = clock, sleep
         self.beam = VirtualBeam(look_ahead_ns=round(LIMITS.look_ahead_ms * 1e6), clock=clock)
         self._lock = threading.Lock()
-        self._prepared: tuple[str, tuple[ScanPath, ...], tuple[ScanPath, ...]] | None = None
+        self._prepared: tuple[str, tuple[_Course, ...]] | None = None
         self._admit: Callable[[str, ScanPath], bool] = lambda _scan_id, _path: False
         self._stopped = threading.Event()
         self._t0_ns = clock()
@@ -187,9 +222,14 @@ class SimulatedController:
         """Take a new cycle of paths, from the next frame edge on."""
         for path in paths:
             self._limits.require(path)
-        seen = tuple(self._distortion.seen(path, self._limits.deflector) for path in paths)
+        courses = tuple(self._course(path) for path in paths)
         with self._lock:
-            self._prepared = (scan_id, paths, seen)
+            self._prepared = (scan_id, courses)
+
+    def _course(self, path: ScanPath) -> _Course:
+        deflector = self._limits.deflector
+        ends_us = path.dwell_times_us.cumsum(dtype="f8") if deflector is None else deflector.drive(path).ends_us
+        return _Course(path, self._distortion.seen(path, deflector), ends_us)
 
     def start(self, admit: Callable[[str, ScanPath], bool]) -> None:
         """Get ready to scan."""
@@ -228,21 +268,19 @@ class SimulatedController:
         scan_id, frame_index = "", 0
         while not self._stopped.is_set():
             with self._lock:
-                prepared_id, paths, seen = self._prepared or ("", (), ())
+                prepared_id, courses = self._prepared or ("", ())
             if prepared_id != scan_id:
                 scan_id, frame_index = prepared_id, 0
-                cuts = [self._cut(path) for path in paths]
-            turn = frame_index % len(paths)
-            if not self._admit(scan_id, paths[turn]):
+                cuts = [self._cut(course.ends_us) for course in courses]
+            turn = frame_index % len(courses)
+            if not self._admit(scan_id, courses[turn].path):
                 return
             for first, stop, duration_ns, ends_block in cuts[turn]:
-                yield _Piece(scan_id, paths[turn], seen[turn], frame_index, first, stop, duration_ns, ends_block)
+                yield _Piece(scan_id, courses[turn], frame_index, first, stop, duration_ns, ends_block)
             frame_index += 1
 
-    def _cut(self, path: ScanPath) -> list[tuple[int, int, int, bool]]:
+    def _cut(self, ends_us: NDArray[np.float64]) -> list[tuple[int, int, int, bool]]:
         """Return (first, stop, duration_ns, ends_block) of every piece of one frame."""
-        deflector = self._limits.deflector
-        ends_us = path.dwell_times_us.cumsum(dtype="f8") if deflector is None else deflector.drive(path).ends_us
         edges = block_edges(ends_us)
         if not self._paced:
             return [(first, stop, 0, True) for first, stop in pairwise(edges)]
@@ -256,8 +294,9 @@ class SimulatedController:
 
     def _samples(self, t_first_ns: int, t_last_ns: int, piece: _Piece) -> Samples:
         t_s = (t_first_ns - self._t0_ns) / 1e9
-        counts = self._microscope.acquire(piece.seen, piece.first, piece.stop, t_s)
-        return Samples(piece.scan_id, piece.path, piece.frame_index, piece.first, counts, t_first_ns, t_last_ns)
+        course, first, stop = piece.course, piece.first, piece.stop
+        counts = self._microscope.acquire(course.seen, first, stop, t_s, waits_us=course.waits_us[first:stop])
+        return Samples(piece.scan_id, course.path, piece.frame_index, piece.first, counts, t_first_ns, t_last_ns)
 
     def unblank(self) -> None:
         """Let the beam reach the specimen."""

@@ -1,12 +1,16 @@
-"""VirtualMicroscope: the forward model from specimen and path to detector counts (imports numpy only)."""
+"""VirtualMicroscope: the forward model from specimen and path to detector counts (imports numpy and scipy)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from lowdose.simulator.damage import Damage, Exposure
+from lowdose.simulator.detector import Readout
+from lowdose.simulator.interpolation import bilinear
+from lowdose.simulator.probe import Emitter, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,56 +19,8 @@ if TYPE_CHECKING:
 
     from lowdose.scan_patterns.path import ScanPath
     from lowdose.simulator.detector import Detector
+    from lowdose.simulator.drift import Motion
     from lowdose.simulator.sources import SpecimenSource
-
-
-@dataclass(frozen=True)
-class ProbeWeights:
-    """Bilinear weights of every position of a path, computed once: counts = weights . image[pixels].
-
-    Positions outside the field see its mirror image.
-    """
-
-    path: ScanPath
-
-    @cached_property
-    def on_pixels(self) -> bool:
-        """Every position is the centre of a pixel, so that no interpolation is needed."""
-        return bool((self.path.positions == self.path.pixels).all())
-
-    @cached_property
-    def corners(self) -> NDArray[np.intp]:
-        """(4, n) flat indices of the pixels around each position, or (1, n) of the one it is on."""
-        rows, cols = self._low[:, 0], self._low[:, 1]
-        n_rows, n_cols = self.path.grid.shape
-        offsets = [(0, 0)] if self.on_pixels else [(0, 0), (0, 1), (1, 0), (1, 1)]
-        return np.stack([_mirrored(rows + r, n_rows) * n_cols + _mirrored(cols + c, n_cols) for r, c in offsets])
-
-    @cached_property
-    def weights(self) -> NDArray[np.float32]:
-        """(4, n) weight of each corner, or (1, n) of ones."""
-        if self.on_pixels:
-            return np.ones((1, len(self.path)), np.float32)
-        row, col = (self.path.positions - self._low).T
-        return np.stack([(1 - row) * (1 - col), (1 - row) * col, row * (1 - col), row * col]).astype(np.float32)
-
-    @cached_property
-    def _low(self) -> NDArray[np.intp]:
-        return np.floor(self.path.positions).astype(np.intp)
-
-    def sample(self, image: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
-        """Return the image at positions `first` to `stop` of the path, (stop - first,)."""
-        seen = image.reshape(-1).take(self.corners[:, first:stop])
-        if self.on_pixels:
-            return np.asarray(seen[0])
-        interpolated: NDArray[np.float32] = np.einsum("km,km->m", seen, self.weights[:, first:stop])
-        return interpolated
-
-
-def _mirrored(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """Return indices in range(n): what lies outside is mirrored at the edges."""
-    index = index % (2 * n)
-    return np.minimum(index, 2 * n - 1 - index)
 
 
 class VirtualMicroscope:
@@ -77,9 +33,15 @@ class VirtualMicroscope:
     detectors : sequence of Detector
         One for each channel.
     beam_current_pa : float
-        Probe current [pA].
+        Nominal probe current [pA].
     rng : numpy.random.Generator
         Source of the counting noise.
+    probe : Probe
+        Its width and its steadiness.
+    motion : Motion
+        How the specimen moves under it.
+    damage : Damage, optional
+        How the specimen suffers; None = not at all.
     """
 
     def __init__(
@@ -89,34 +51,96 @@ class VirtualMicroscope:
         *,
         beam_current_pa: float,
         rng: np.random.Generator,
+        probe: Probe | None = None,
+        motion: Motion | None = None,
+        damage: Damage | None = None,
     ) -> None:
         self._specimen = specimen
         self._detectors = tuple(detectors)
+        self._readouts = [Readout(detector, rng) for detector in detectors]
         self._beam_current_pa = beam_current_pa
-        self._rng = rng
-        self._probe: ProbeWeights | None = None
+        self._probe, self._emitter = probe or Probe(), Emitter(probe or Probe())
+        self._mover = None if motion is None or motion.still else motion.start()
+        self._damage = damage
+        self._exposure: Exposure | None = None
+        self._path: ScanPath | None = None
+        self._on_pixels = False
+        self._sharp: NDArray[np.float32] | None = None
+        self._blurred: NDArray[np.float32] | None = None
 
-    def acquire(self, path: ScanPath, first: int, stop: int, t_s: float) -> NDArray[np.uint16]:
+    def acquire(
+        self, path: ScanPath, first: int, stop: int, t_s: float, *, waits_us: NDArray[np.float64] | None = None
+    ) -> NDArray[np.uint16]:
         """Return the counts of consecutive positions of a path.
 
         Parameters
         ----------
         path : ScanPath
-            On the specimen's grid.
+            Where the beam is, on the specimen's grid.
         first, stop : int
             Positions ``first <= i < stop``.
         t_s : float
-            Specimen time of the block [s].
+            Specimen time at which the first of them begins, its wait included [s].
+        waits_us : (stop - first,) float64 ndarray, optional
+            Time before each dwell in which nothing is read, such as for settling; default: none [µs].
 
         Returns
         -------
         (channels, stop - first) uint16 ndarray
             Detector counts.
         """
-        if self._probe is None or self._probe.path is not path:
-            self._probe = ProbeWeights(path)
-        share = self._probe.sample(self._specimen.frame(t_s), first, stop)
         dwell = path.dwell_times_us[first:stop]
+        waits = np.zeros(stop - first) if waits_us is None else waits_us
+        share = self._share(path, first, stop, t_s, dwell, waits)
+        current_pa = self._beam_current_pa * self._emitter.factor(t_s)
         return np.stack(
-            [d.count(d.expected_counts(share, dwell, self._beam_current_pa), self._rng) for d in self._detectors]
+            [
+                readout.read(detector.expected_electrons(share, dwell, current_pa), dwell, waits, first)
+                for detector, readout in zip(self._detectors, self._readouts, strict=True)
+            ]
         )
+
+    def renew(self) -> None:
+        """Move to an area that has had no dose yet."""
+        self._exposure = None
+
+    def _share(
+        self,
+        path: ScanPath,
+        first: int,
+        stop: int,
+        t_s: float,
+        dwell_us: NDArray[np.float32],
+        waits_us: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """Return the specimen under the beam, (m,), as far as it is still there."""
+        image = self._under_probe(path, self._specimen.frame(t_s))
+        if self._mover is None and self._damage is None and self._lies_on_pixels(path):
+            return image.reshape(-1).take(path.flat_pixels[first:stop])
+        positions = path.positions[first:stop]
+        if self._mover is not None:
+            times_s = t_s + 1e-6 * (np.cumsum(dwell_us + waits_us) - dwell_us / 2)
+            moved_px = self._mover.moved_nm(times_s) / path.grid.pixel_size_nm
+            positions = (positions - moved_px).astype(np.float32)
+        share = bilinear(image, positions)
+        if self._damage is None:
+            return share
+        if self._exposure is None:
+            self._exposure = Exposure(self._damage, path.grid)
+        self._exposure.expose(positions, dwell_us, self._beam_current_pa)
+        return self._exposure.seen(image, share, positions)
+
+    def _lies_on_pixels(self, path: ScanPath) -> bool:
+        if self._path is not path:
+            self._path = path
+            self._on_pixels = bool((path.positions == path.pixels).all() and path.inside.all())
+        return self._on_pixels
+
+    def _under_probe(self, path: ScanPath, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the image as wide as the probe shows it, made once for each image."""
+        if self._probe.blur_nm == 0:
+            return image
+        if self._sharp is not image or self._blurred is None:
+            self._sharp = image
+            self._blurred = gaussian_filter(image, self._probe.blur_nm / path.grid.pixel_size_nm, mode="nearest")
+        return self._blurred

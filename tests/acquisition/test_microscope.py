@@ -109,7 +109,7 @@ def make_pattern(mapping, grid):
 
 
 def simulated(pacing="real_time"):
-    return Simulated(pacing=pacing).open(Flat(), n_channels=1, beam_current_pa=25.0)
+    return Simulated(pacing=pacing).open(Flat(), channels=("HAADF",), beam_current_pa=25.0)
 
 
 class Console:

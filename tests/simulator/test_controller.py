@@ -217,7 +217,7 @@ def test_blocks_end_as_the_house_plan_says(n, dwell_us):
 def test_seeded_noise_repeats():
     def first_counts():
         controller = Simulated(pacing="as_fast_as_possible", seed=4).open(
-            Procedural(1).open(GRID), n_channels=1, beam_current_pa=25.0
+            Procedural(1).open(GRID), channels=("HAADF",), beam_current_pa=25.0
         )
         controller.prepare("scan", raster())
         controller.start(frames_limit(1))
