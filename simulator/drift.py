@@ -109,7 +109,7 @@ def read_track(file: Path) -> NDArray[np.float64]:
         raise ValueError(f"track {file} has {file.stat().st_size} bytes, at most {MAX_TRACK_BYTES} are read")
     try:
         table = _read_json(file) if file.suffix.lower() == ".json" else _read_csv(file)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"track {file}: expected columns {', '.join(COLUMNS)} of numbers: {error}") from None
     if table.ndim != 2 or table.shape[1] != len(COLUMNS) or len(table) == 0:
         raise ValueError(f"track {file}: expected {len(COLUMNS)} columns {', '.join(COLUMNS)}, got shape {table.shape}")

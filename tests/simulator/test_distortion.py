@@ -74,3 +74,20 @@ def test_a_late_detector_needs_a_beam_that_takes_time():
         Distortion(detector_delay_us=1.0).seen(path_of(Spiral()), None)
     with pytest.raises(ValueError, match="detector_delay_us must be 0 to 1000"):
         Distortion(detector_delay_us=-1.0)
+
+
+def test_field_distortion_moves_the_corners_by_what_it_says():
+    path = path_of(Raster())
+    corner = Distortion(barrel=0.1).seen(path, None).positions[0]
+    assert corner == pytest.approx(63.5 - 63.5 * 1.1, abs=1e-3)
+    middle = Distortion(barrel=0.1).seen(path, None).positions.reshape(128, 128, 2)[63:65, 63:65].mean(axis=(0, 1))
+    assert middle == pytest.approx([63.5, 63.5], abs=1e-3)
+    sheared = Distortion(shear=0.1, stretch=(1.0, 1.02)).seen(path, None).positions.reshape(128, 128, 2)
+    assert sheared[-1, 0] - sheared[0, 0] == pytest.approx([127, 12.7], abs=1e-3)
+    assert sheared[0, -1] - sheared[0, 0] == pytest.approx([0, 127 * 1.02], abs=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"barrel": 1.0}, {"shear": float("nan")}, {"stretch": (0.1, 1.0)}])
+def test_a_distortion_out_of_bounds_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        Distortion(**wrong)
