@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lowdose.scan_patterns.order import visiting_order
-from lowdose.scan_patterns.path import ScanPath
+from lowdose.scan_patterns.path import ScanPath, far_steps
 from lowdose.scan_patterns.pattern import require_coverage
 
 if TYPE_CHECKING:
@@ -109,11 +109,10 @@ def visited_pixels(coverage: float, grid: ScanGrid) -> int:
 
 
 def scattered_path(grid: ScanGrid, flat_pixels: NDArray[np.int64], dwell_time_us: float) -> ScanPath:
-    """Return the path through pixels of the flattened grid; the beam jumps where a step is longer than sqrt(2) px."""
+    """Return the path through pixels of the flattened grid; the beam jumps to all that are no neighbours."""
     pixels = np.stack(np.divmod(np.sort(flat_pixels), grid.cols), axis=1)
     pixels = pixels[visiting_order(pixels)]
-    far = (np.diff(pixels, axis=0) ** 2).sum(axis=1) > 2
-    return ScanPath(grid, pixels, dwell_time_us, jumps=np.concatenate([[False], far]))
+    return ScanPath(grid, pixels, dwell_time_us, far_steps(pixels))
 
 
 def disc_distance_px(n: int, shape: tuple[int, int]) -> float:

@@ -43,7 +43,7 @@ def test_true_coverage_is_exact(pattern, rows, cols, coverage, seed):
             path_of(pattern(coverage), grid, seed)
     else:
         path = path_of(pattern(coverage), grid, seed)
-        assert len(path) == path.mask.sum() == round(coverage * rows * cols)
+        assert len(path) == path.mask.sum() == round(coverage * grid.n_pixels)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
