@@ -17,7 +17,12 @@ BASE = [
     *("numpy", "scipy", "pyzmq", "msgpack", "pydantic", "tifffile", "imagecodecs", "pillow", "pyqtgraph"),
     *("PySide6-Essentials", "openvino", "mcap", "matplotlib"),
 ]
-EXTRAS = {"train": ("torch", "onnx"), "gpu": ("tensorrt", "cupy-cuda13x"), "export": ("h5py", "zarr")}
+EXTRAS = {
+    "train": ("torch", "onnx"),
+    "gpu": ("tensorrt", "cupy-cuda13x"),
+    "export": ("h5py", "zarr"),
+    "vendor-formats": ("rosettasciio", "h5py", "sparse"),
+}
 
 
 def examine(*, gpu: bool) -> int:

@@ -1,4 +1,4 @@
-"""Specimen sources: what the virtual beam looks at, and images as specimens (imports numpy, tifffile and pillow)."""
+"""Specimen sources: what the virtual beam looks at, and images as specimens (imports numpy and pillow)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-import tifffile
 from PIL import Image
 
 from lowdose.scan_patterns.checks import require_positive
+from lowdose.simulator.image_files import EXPECTED, READERS, ImageFacts, SpecimenFileError, StoredImage
+from lowdose.simulator.vendor_files import VENDOR_FORMATS, read_vendor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -31,18 +32,16 @@ SOURCES: dict[str, str] = {
 }
 """Every specimen source: name -> "module:Class", imported when it is chosen."""
 
-MIN_EDGE_PX = 32
-MAX_PIXELS = 1_000_000_000
-"""Larger images are refused by their header, before anything is allocated."""
-
 PERCENTILES = (0.1, 99.9)
 """Of the fitted image; they become `LEVELS`, so that a few hot pixels do not darken everything else."""
 
 LEVELS = (0.05, 1.0)
 """Share of the detector's full-scale rate."""
 
-EXPECTED = "expected a TIFF, PNG, JPEG or NPY file of one grey channel"
-REMEDY = "open it in another program and save it again"
+PIXEL_SIZE_TOLERANCE = 0.01
+"""Larger differences between the pixel size of the image, as shown, and that of the grid are a warning."""
+
+EXTENSIONS = (*READERS, *VENDOR_FORMATS)
 
 
 class SpecimenSource(Protocol):
@@ -72,27 +71,26 @@ class SourceSpec(Protocol):
         ...
 
 
-class SpecimenFileError(ValueError):
-    """A file that cannot be a specimen: what was got, what was expected, what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Images:
     """Images as specimen: one file, a stack, or a folder of files as a sequence.
 
     The centre of an image in the grid's aspect ratio is area-averaged to the grid when larger, interpolated
     linearly when smaller; then its 0.1 and 99.9 percentiles become 5 % and 100 % of full scale. The grid's
-    pixel size and rotation play no part.
+    rotation plays no part; its pixel size is compared with that of the file, where known, and a difference is logged.
 
     Parameters
     ----------
     path : str
-        A TIFF, PNG, JPEG or NPY file, or a folder of them, taken in natural order (2 before 10). A multi-page TIFF
-        and a 3-D NPY (image, row, col) are sequences; of a stack in a folder only the first image is taken.
+        A TIFF, PNG, JPEG or NPY file or, with the extra `vendor-formats`, a DM3, DM4, EMD, HSPY, MRC or SER file, or
+        a folder of them, taken in natural order (2 before 10). A multi-page TIFF, a 3-D NPY (image, row, col) and a
+        vendor's series of images are sequences; of a stack in a folder only the first image is taken.
     fit : "resample" or "crop"
         "crop" takes the centre in native pixels instead of the whole image; it must be as large as the grid.
     frame_period_s : float
         Specimen time after which a sequence advances [s], > 0; it loops.
+    dataset : str, optional
+        Which image of a vendor's file, by its title, such as HAADF; the first one without it.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -100,6 +98,7 @@ class Images:
     path: str
     fit: Literal["resample", "crop"] = "resample"
     frame_period_s: float = 1.0
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         if self.fit not in ("resample", "crop"):
@@ -120,6 +119,8 @@ class ImageSequence:
     ----------
     replaced_pixels : int
         Non-finite pixels of the current image that were replaced by its smallest finite value.
+    facts : ImageFacts
+        What the file tells about the current image.
     """
 
     def __init__(self, spec: Images, grid: ScanGrid) -> None:
@@ -127,9 +128,11 @@ class ImageSequence:
         self._reported: set[int] = set()
         self._index = 0
         files = list_files(spec.path)
-        image, n_images = read_image(files[0], 0)
+        first = read_image(files[0], 0, spec.dataset)
+        n_images = first.n_images
         self._images = [(path, 0) for path in files] if len(files) > 1 else [(files[0], i) for i in range(n_images)]
-        self._show(image)
+        self._show(first)
+        report_facts(first, files[0], grid, spec.fit)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -145,17 +148,17 @@ class ImageSequence:
 
     def _advance(self) -> None:
         try:
-            self._show(read_image(*self._images[self._index])[0])
+            self._show(read_image(*self._images[self._index], self._spec.dataset))
         except SpecimenFileError as error:
             self._warn_once("image skipped, the one before it stays: %s", error)
 
-    def _show(self, image: NDArray[Any]) -> None:
+    def _show(self, image: StoredImage) -> None:
         """Make a raw image the current frame, or raise and leave everything as it was."""
         path = self._images[self._index][0]
-        finite, replaced = finite_values(image, path)
+        finite, replaced = finite_values(image.values, path)
         frame = scale_levels(fit_to_grid(finite, self._grid.shape, self._spec.fit, path))
         frame.setflags(write=False)
-        self._frame, self.replaced_pixels = frame, replaced
+        self._frame, self.replaced_pixels, self.facts = frame, replaced, image.facts
         if replaced:
             self._warn_once("%s: %d non-finite pixels set to the smallest finite value", path, replaced)
 
@@ -172,9 +175,12 @@ def list_files(path: str) -> list[Path]:
         return [found]
     if not found.is_dir():
         raise SpecimenFileError(f"{found} is no file or folder: {EXPECTED} or a folder of them, check the path")
-    files = [p for p in found.iterdir() if p.suffix.lower() in READERS and p.name[0] != "." and p.is_file()]
+    try:
+        files = [p for p in found.iterdir() if p.suffix.lower() in EXTENSIONS and p.name[0] != "." and p.is_file()]
+    except OSError as error:
+        raise SpecimenFileError(f"folder {found} cannot be listed ({error.strerror}): check its permissions") from error
     if not files:
-        raise SpecimenFileError(f"folder {found} holds no image: {EXPECTED}, put one there ({' '.join(READERS)})")
+        raise SpecimenFileError(f"folder {found} holds no image: {EXPECTED}, put one there ({' '.join(EXTENSIONS)})")
     return sorted(files, key=lambda p: natural_key(p.name))
 
 
@@ -190,88 +196,57 @@ def natural_key(name: str) -> tuple[list[tuple[float, str]], str]:
     return [(int(digits) if digits else math.inf, text) for digits, text in parts], name
 
 
-def read_image(path: Path, index: int) -> tuple[NDArray[Any], int]:
-    """Return an image of a file and the number of images the file holds.
-
-    Returns
-    -------
-    image : (rows, cols) ndarray
-        Of any real dtype, both edges at least `MIN_EDGE_PX`.
-    n_images : int
+def read_image(path: Path, index: int, dataset: str | None = None) -> StoredImage:
+    """Return image `index` of a file, of the dataset of that title if a vendor's file holds several.
 
     Raises
     ------
     SpecimenFileError
         Whatever is wrong with the file.
     """
+    suffix = path.suffix.lower()
     try:
         if path.stat().st_size == 0:
             raise SpecimenFileError(f"{path} is empty (0 bytes): {EXPECTED}, copy it again")
-        if path.suffix.lower() not in READERS:
-            raise SpecimenFileError(f"{path} is no image by its name: {EXPECTED} ({' '.join(READERS)})")
-        return READERS[path.suffix.lower()](path, index)
+        if suffix in VENDOR_FORMATS:
+            return read_vendor(path, index, dataset)
+        if suffix not in READERS:
+            raise SpecimenFileError(f"{path} is no image by its name: {EXPECTED} ({' '.join(EXTENSIONS)})")
+        if dataset is not None:
+            raise SpecimenFileError(f"{path} holds no dataset {dataset!r}: expected a vendor's file, leave dataset out")
+        return READERS[suffix](path, index)
     except SpecimenFileError:
         raise
     except Exception as error:  # a damaged file makes the decoders raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SpecimenFileError(f"{path} cannot be read ({reason}): {EXPECTED}, {REMEDY}") from error
+        raise SpecimenFileError(f"{path} cannot be read ({reason}): {EXPECTED}, save it again elsewhere") from error
 
 
-def read_tiff(path: Path, index: int) -> tuple[NDArray[Any], int]:
-    """Return page `index` of a TIFF and the number of pages; a stack behind one page counts as its images."""
-    with tifffile.TiffFile(path) as tif:
-        page: Any = tif.pages[index if len(tif.pages) > 1 else 0]
-        kind = getattr(page.photometric, "name", str(page.photometric))
-        grey = page.samplesperpixel == 1 and kind in ("MINISBLACK", "MINISWHITE")
-        _require_one_channel(path, f"{kind}, {page.samplesperpixel} samples per pixel", grey=grey)
-        if len(tif.pages) == 1 and tif.series[0].ndim > 2:
-            series = tif.series[0]
-            image, n_images = _stack_image(path, lambda: _load_series(series, path), series.shape, series.dtype, index)
-        else:
-            _require_image(path, page.shape, page.dtype)
-            image, n_images = page.asarray(), len(tif.pages)
-    return (_inverted(image) if kind == "MINISWHITE" else image), n_images
+def report_facts(image: StoredImage, path: Path, grid: ScanGrid, fit: Literal["resample", "crop"]) -> None:
+    """Log what a file tells, and warn where its pixels, as shown, are not as large as the grid says."""
+    if image.facts == ImageFacts():
+        return
+    logger.info("%s: %s", path, image.facts)
+    if image.facts.pixel_size_nm is None:
+        return
+    shown_nm = image.facts.pixel_size_nm * pixels_per_pixel(image.values.shape, grid.shape, fit)
+    if abs(shown_nm / grid.pixel_size_nm - 1) > PIXEL_SIZE_TOLERANCE:
+        logger.warning(
+            "%s: a pixel of this grid shows %.4g nm of the image, grid.pixel_size_nm is %.4g: "
+            "set grid.pixel_size_nm: %.4g for the true scale and dose",
+            *(path, shown_nm, grid.pixel_size_nm, shown_nm),
+        )
 
 
-def read_npy(path: Path, index: int) -> tuple[NDArray[Any], int]:
-    """Return a 2-D array, or image `index` of a 3-D one (image, row, col) and how many there are."""
-    shape, dtype = _npy_header(path)
-    if len(shape) == 3 and shape[-1] in (3, 4):
-        _require_one_channel(path, f"array of shape {shape}", grey=False)
-    _require_image(path, shape[-2:] if len(shape) == 3 else shape, dtype)
-    stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _stack_image(path, lambda: stored, shape, dtype, index)
+def pixels_per_pixel(image: Sequence[int], grid: Sequence[int], fit: Literal["resample", "crop"]) -> float:
+    """Return how many pixels of an image, along an edge, one of the grid shows; shapes are (rows, cols).
 
-
-def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype; version 3 of the format exists for records only, so that 1 and 2 are enough."""
-    with path.open("rb") as file:
-        form = np.lib.format
-        version = form.read_magic(file)
-        shape, _, dtype = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(file)
-    return shape, dtype
-
-
-def read_pillow(path: Path, index: int) -> tuple[NDArray[Any], int]:
-    """Return the image of a PNG or JPEG file."""
-    with Image.open(path, formats=("PNG", "JPEG")) as image:
-        largest = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-        if image.width * image.height > largest:
-            raise _too_large(path, (image.height, image.width), largest)
-        _require_one_channel(path, f"mode {image.mode}", grey=image.mode in ("1", "L", "F") or image.mode[0] == "I")
-        _require_image(path, (image.height, image.width), np.dtype(np.uint8))
-        return np.array(image), 1
-
-
-READERS: dict[str, Callable[[Path, int], tuple[NDArray[Any], int]]] = {
-    ".tif": read_tiff,
-    ".tiff": read_tiff,
-    ".png": read_pillow,
-    ".jpg": read_pillow,
-    ".jpeg": read_pillow,
-    ".npy": read_npy,
-}
-"""File name extension in lower case -> what reads it."""
+    Examples
+    --------
+    >>> pixels_per_pixel((2048, 2048), (256, 512), "resample")
+    4.0
+    """
+    return min(n / wanted for n, wanted in zip(image, grid, strict=True)) if fit == "resample" else 1.0
 
 
 def finite_values(image: NDArray[Any], path: Path) -> tuple[NDArray[Any], int]:
@@ -342,59 +317,3 @@ def scale_levels(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.full(image.shape, 0.5, np.float32)
     share = (image.astype(np.float64) - low) / (high - low)
     return np.asarray(np.clip(LEVELS[0] + (LEVELS[1] - LEVELS[0]) * share, 0, 1), np.float32)
-
-
-def _inverted(image: NDArray[Any]) -> NDArray[Any]:
-    return np.invert(image) if image.dtype.kind in "bui" else -image
-
-
-def _load_series(series: Any, path: Path) -> NDArray[Any]:
-    """Return a TIFF series, as a view of the file where its bytes lie in one piece."""
-    contiguous = series.dataoffset is not None
-    return np.asarray(tifffile.memmap(path, mode="r") if contiguous else series.asarray())
-
-
-def _stack_image(
-    path: Path, load: Callable[[], NDArray[Any]], shape: Sequence[int], dtype: np.dtype[Any] | None, index: int
-) -> tuple[NDArray[Any], int]:
-    """Return image `index` of a stack, its leading axes in a row, and the number of images."""
-    _require_image(path, shape[-2:], dtype)
-    n_images = math.prod(shape[:-2])
-    if n_images <= 0:
-        raise _zero_sized(path, shape)
-    # a copy: the file may be cut short while it is shown
-    return np.array(load().reshape(n_images, *shape[-2:])[index]), n_images
-
-
-def _require_one_channel(path: Path, kind: str, *, grey: bool) -> None:
-    if not grey:
-        raise SpecimenFileError(
-            f"{path} is a colour image ({kind}): expected one grey channel, convert it to grey first"
-        )
-
-
-def _require_image(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None) -> None:
-    """Raise unless what the header promises can be a specimen."""
-    if dtype is None or dtype.kind not in "buif":
-        raise SpecimenFileError(f"{path} holds values of type {dtype}: expected real numbers, convert it first")
-    if math.prod(shape) == 0:
-        raise _zero_sized(path, shape)
-    if len(shape) != 2:
-        raise SpecimenFileError(f"{path} has shape {tuple(shape)}: {EXPECTED}, (rows, cols) or (images, rows, cols)")
-    if math.prod(shape) > MAX_PIXELS:
-        raise _too_large(path, shape, MAX_PIXELS)
-    if min(shape) < MIN_EDGE_PX:
-        raise SpecimenFileError(
-            f"{path} has {shape[0]} x {shape[1]} pixels: expected at least {MIN_EDGE_PX} x {MIN_EDGE_PX}, "
-            "use a larger image"
-        )
-
-
-def _zero_sized(path: Path, shape: Sequence[int]) -> SpecimenFileError:
-    return SpecimenFileError(f"{path} holds an array without pixels, shape {tuple(shape)}: {EXPECTED}, export it again")
-
-
-def _too_large(path: Path, shape: Sequence[int], largest: int) -> SpecimenFileError:
-    return SpecimenFileError(
-        f"{path} promises {shape[0]} x {shape[1]} pixels: expected at most {largest}, crop or bin it first"
-    )

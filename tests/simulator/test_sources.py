@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from lowdose.scan_patterns import ScanGrid
 from lowdose.scan_patterns.pattern import load_pattern_class
 from lowdose.simulator import sources
+from lowdose.simulator.image_files import ImageFacts
 from lowdose.simulator.sources import SOURCES, Images, SpecimenFileError, natural_key, scale_levels
 
 GRID = ScanGrid((40, 40))
@@ -192,7 +194,7 @@ def test_images_of_a_folder_may_differ_in_size_and_dtype(tmp_path):
 def test_only_the_first_image_is_read_at_the_start(tmp_path, monkeypatch):
     write_folder(tmp_path / "folder")
     read, original = [], sources.read_image
-    monkeypatch.setattr(sources, "read_image", lambda path, i: read.append(path.name) or original(path, i))
+    monkeypatch.setattr(sources, "read_image", lambda path, *args: read.append(path.name) or original(path, *args))
     source = opened(tmp_path / "folder")
     source.frame(0)
     assert read == ["image1.npy"]
@@ -331,6 +333,126 @@ def test_any_image_on_any_grid_keeps_the_contract(image, shape, tmp_path):
     assert source.replaced_pixels == np.count_nonzero(~np.isfinite(image))
 
 
+# what files tell
+
+
+def write_imagej(path, unit="nm", per_unit=(50, 50)):
+    tifffile.imwrite(path, RAMP, imagej=True, resolution=per_unit, metadata={"unit": unit})
+
+
+def write_ome(path, size="0.00002", **unit):
+    metadata = {"PhysicalSizeX": size, "PhysicalSizeY": size, **unit}
+    tifffile.imwrite(path, RAMP, ome=True, metadata={"axes": "YX", **metadata})
+
+
+TOLD_NM = {
+    "ImageJ nm": (write_imagej, 0.02),
+    "ImageJ micron": (lambda path: write_imagej(path, "micron", (5e4, 5e4)), 0.02),
+    "ImageJ µm": (lambda path: write_imagej(path, "\\u00B5m", (5e4, 5e4)), 0.02),
+    "ImageJ without unit": (lambda path: write_imagej(path, ""), None),
+    "ImageJ pixel": (lambda path: write_imagej(path, "pixel"), None),
+    "ImageJ reciprocal": (lambda path: write_imagej(path, "1/nm"), None),
+    "ImageJ oblong": (lambda path: write_imagej(path, per_unit=(50, 40)), None),
+    "ImageJ zero": (lambda path: write_imagej(path, per_unit=((0, 1), (0, 1))), None),
+    "OME, µm by default": (write_ome, 0.02),
+    "OME Å": (lambda path: write_ome(path, "0.2", PhysicalSizeXUnit="Å", PhysicalSizeYUnit="Å"), 0.02),
+    "OME without size": (lambda path: tifffile.imwrite(path, RAMP, ome=True, metadata={"axes": "YX"}), None),
+    "for printing": (lambda path: tifffile.imwrite(path, RAMP, resolution=(72, 72), resolutionunit="INCH"), None),
+}
+
+
+@pytest.mark.parametrize("case", TOLD_NM)
+def test_pixel_size_of_a_tiff_is_in_nm_or_unknown(case, tmp_path):
+    write, expected_nm = TOLD_NM[case]
+    write(tmp_path / "a.tif")
+    facts = opened(tmp_path / "a.tif").facts
+    assert facts == ImageFacts(expected_nm and pytest.approx(expected_nm, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fit", "shown_nm"),
+    [
+        ((64, 64), "resample", 0.02),
+        ((32, 32), "resample", 0.04),
+        ((32, 64), "resample", 0.02),
+        ((128, 128), "resample", 0.01),
+        ((40, 40), "crop", 0.02),
+    ],
+)
+def test_pixel_size_that_differs_from_the_grid_s_is_a_warning_with_the_value_to_set(
+    shape, fit, shown_nm, tmp_path, caplog
+):
+    write_imagej(tmp_path / "a.tif")
+    with caplog.at_level(logging.INFO):
+        opened(tmp_path / "a.tif", ScanGrid(shape, pixel_size_nm=shown_nm * 1.009), fit=fit)
+    assert [(r.levelname, "pixel size 0.02 nm" in r.message) for r in caplog.records] == [("INFO", True)]
+    caplog.clear()
+    opened(tmp_path / "a.tif", ScanGrid(shape, pixel_size_nm=shown_nm * 1.02), fit=fit)
+    assert caplog.records[-1].levelname == "WARNING"
+    assert f"set grid.pixel_size_nm: {shown_nm:g} for" in caplog.records[-1].message
+
+
+def test_nothing_is_logged_of_a_file_that_tells_nothing(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", RAMP)
+    with caplog.at_level(logging.INFO):
+        assert opened(tmp_path / "a.npy").facts == ImageFacts()
+    assert not caplog.records
+
+
+# folders that change, links
+
+
+def test_links_are_followed_and_broken_ones_left_out(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.save(tmp_path / "elsewhere.npy", dot(5))
+    (folder / "1.npy").symlink_to(tmp_path / "elsewhere.npy")
+    (folder / "2.npy").symlink_to(tmp_path / "nothing.npy")
+    (folder / "3.npy").symlink_to(folder / "3.npy")
+    (folder / "4.npy").mkdir()
+    source = opened(folder)
+    assert len(source) == 1
+    assert shown(source.frame(0)) == 5
+
+
+def test_file_that_vanishes_between_listing_and_reading_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", RAMP)
+    listed, original = [], sources.list_files
+    monkeypatch.setattr(sources, "list_files", lambda path: listed.extend(original(path)) or gone(listed))
+    with pytest.raises(SpecimenFileError, match=r"a\.npy cannot be read .*No such file"):
+        opened(tmp_path)
+
+
+def gone(files):
+    for path in files:
+        path.unlink()
+    return files
+
+
+def test_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    def iterdir(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(SpecimenFileError, match="cannot be listed \\(Permission denied\\): check its permissions"):
+        opened(tmp_path)
+
+
+def test_vendor_file_without_its_library_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.dm4").write_bytes(b"anything")
+    for name in [name for name in sys.modules if name.startswith("rsciio")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rsciio", None)
+    with pytest.raises(SpecimenFileError, match=r'a\.dm4 needs .*: pip install "lowdose\[vendor-formats\]"'):
+        opened(tmp_path / "a.dm4")
+
+
+def test_dataset_of_a_file_that_has_none_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", RAMP)
+    with pytest.raises(SpecimenFileError, match=r"a\.npy holds no dataset 'HAADF': .* leave dataset out"):
+        opened(tmp_path / "a.npy", dataset="HAADF")
+
+
 # refusals
 
 
@@ -392,6 +514,25 @@ def tiff(array, **options):
     return make
 
 
+class Touch:
+    """Leave a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickle_inside_an_npy_is_not_loaded(tmp_path):
+    array = np.full((64, 64), None)
+    array[0, 0] = Touch(tmp_path / "ran")
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(SpecimenFileError, match="type object"):
+        opened(tmp_path / "a.npy")
+    assert not (tmp_path / "ran").exists()
+
+
 def npz_named_npy(path):
     with open(path / "a.npy", "wb") as file:
         np.savez(file, image=RAMP)
@@ -406,6 +547,22 @@ def huge_tiff(path):
     return path / "a.tif"
 
 
+def circular_tiff(path):
+    """Return a TIFF whose second page names the first one as the next."""
+    write_pages(path / "a.tif")
+    with tifffile.TiffFile(path / "a.tif") as tif:
+        first, second = tif.pages[0].offset, tif.pages[1].offset
+    with open(path / "a.tif", "r+b") as file:
+        file.seek(second)
+        file.seek(second + 2 + 12 * struct.unpack("<H", file.read(2))[0])
+        file.write(struct.pack("<I", first))
+    return path / "a.tif"
+
+
+def test_circular_chain_of_pages_ends(tmp_path):
+    assert len(opened(circular_tiff(tmp_path))) == 2
+
+
 def empty_folder(path):
     (path / "folder").mkdir()
     (path / "folder" / "notes.txt").write_text("no image")
@@ -414,7 +571,7 @@ def empty_folder(path):
 
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
 COLOUR = "expected one grey channel, convert it to grey first"
-UNREADABLE = "cannot be read .*: expected a TIFF, PNG, JPEG or NPY file"
+UNREADABLE = "cannot be read .*: expected a TIFF, PNG, JPEG, NPY or "
 REFUSED = {
     "missing": (lambda path: path / "nothing.tif", "no file or folder: .* check the path"),
     "empty folder": (empty_folder, "holds no image"),
