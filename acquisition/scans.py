@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from lowdose.acquisition.controllers.base import ControllerLimits, ScanController
     from lowdose.acquisition.settings import BeamSettings, ScanSettings
     from lowdose.scan_patterns.grid import ScanGrid
+    from lowdose.scan_patterns.path import ScanPath
     from lowdose.scan_patterns.pattern import Pattern
+
+logger = logging.getLogger(__name__)
 
 MAX_SCANS_REMEMBERED = 8
 MAX_PATTERN_TEXT = 10_000
+MISSED_SHARE = 0.02
 MIN_DWELL_US, MAX_DWELL_US = 1e-3, 1e6
 
 
@@ -94,6 +99,7 @@ class ScanBook:
         paths = made.paths(self._grid, dwell_time_us=dwell_time_us, rng=rng)
         for path in paths:
             self._controller.limits.require(path)
+        _warn_if_missed(paths[0], self._controller.limits)
         scan = ScanStart(
             scan_id=uuid.uuid4().hex,
             paths=paths,
@@ -130,6 +136,16 @@ class ScanBook:
             in_use = {scan.scan_id, *keep}
             for scan_id in [scan_id for scan_id in self._scans if scan_id not in in_use][:too_many]:
                 self._scans.pop(scan_id)
+
+
+def _warn_if_missed(path: ScanPath, limits: ControllerLimits) -> None:
+    missed = limits.unreached(path) / len(path)
+    if missed > MISSED_SHARE:
+        logger.warning(
+            "the deflector misses %.0f %% of the positions by more than a quarter of a pixel: scan more slowly, or see "
+            "what it does with 'lowdose pattern show'",
+            100 * missed,
+        )
 
 
 def spec_of(scan: ScanStart) -> dict[str, Any]:

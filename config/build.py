@@ -12,6 +12,8 @@ import psutil
 from lowdose.config.errors import ConfigError
 from lowdose.config.registry import TABLES, make_pattern, make_plug_in, plug_in_class
 from lowdose.reconstruction.engines import AUTO
+from lowdose.scan_patterns.checks import rounded_down
+from lowdose.scan_patterns.dose import budget_dwell_time_us, frame_dose_e_per_a2
 from lowdose.scan_patterns.pattern import READ_FILES
 
 if TYPE_CHECKING:
@@ -47,7 +49,29 @@ def require_usable(settings: LowdoseSettings) -> tuple[ScanPath, ...]:
         with closing(build_controller(settings)) as controller:
             for path in paths:
                 controller.limits.require(path)
+            _require_budget(settings, controller, paths)
     return paths
+
+
+def _require_budget(settings: LowdoseSettings, controller: ScanController, paths: tuple[ScanPath, ...]) -> None:
+    """Raise ConfigError if the dose budget does not even allow one frame, with the dwell time that it does allow."""
+    budget, current_pa = settings.dose.budget_e_per_a2, settings.beam.current_pa
+    if budget is None:
+        return
+    path, limits = paths[0], controller.limits
+    dose = frame_dose_e_per_a2(path, current_pa, beam_time_us=limits.beam_time_us(path))
+    if dose > budget:
+        dwell_time_us = budget_dwell_time_us(
+            path,
+            current_pa,
+            budget,
+            dwell_time_us=settings.scan.dwell_time_us,
+            beam_time_us=limits.deflector.beam_time_us if limits.deflector else None,
+        )
+        raise ConfigError(
+            f"one frame costs {dose:.4g} e-/Å², dose.budget_e_per_a2 allows {budget:g}: a dwell_time_us of "
+            f"{rounded_down(dwell_time_us):g} keeps it, or a pattern of less coverage"
+        )
 
 
 def require_memory(grid: ScanGrid, n_channels: int = 1) -> None:
@@ -83,9 +107,7 @@ def build_controller(settings: LowdoseSettings) -> ScanController:
     except (ValueError, OSError) as error:
         raise ConfigError(f"specimen: {error}") from None
     try:
-        return controller.open(
-            specimen, channels=settings.scan.channels, beam_current_pa=settings.beam.current_pa
-        )
+        return controller.open(specimen, channels=settings.scan.channels, beam_current_pa=settings.beam.current_pa)
     except ValueError as error:
         raise ConfigError(f"controller: {error}") from None
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from lowdose.acquisition.controllers.deflector import REACHED_PX, Deflector, Drive
 from lowdose.config.build import require_memory
 from lowdose.config.errors import ConfigError
 from lowdose.config.options import pattern_mapping
-from lowdose.config.registry import make_pattern, plug_in_class
+from lowdose.config.registry import make_pattern, plug_in_class, validated
+from lowdose.scan_patterns.checks import rounded_down
 from lowdose.scan_patterns.dose import (
     budget_dwell_time_us,
     cumulative_dose_e_per_a2,
@@ -75,12 +75,7 @@ class PathReport:
     @cached_property
     def deflection(self) -> Drive | str:
         """What the deflector does with the path, or why nothing is known of it."""
-        if len(self.path) > MAX_DRIVEN:
-            return f"not modelled for more than {MAX_DRIVEN:,} positions"
-        try:
-            return self.deflector.drive(self.path)
-        except ValueError as error:
-            return f"cannot follow: {error}"
+        return _deflected(self.deflector, self.path)
 
     @cached_property
     def distances_px(self) -> NDArray[np.float64]:
@@ -119,7 +114,7 @@ class PathReport:
             f"coverage_nominal {_share(nominal)}, coverage {_share(path.coverage)}",
             f"frame {path.duration_us / 1e3:.4g} ms; at {current:g} pA and {path.grid.pixel_size_nm:g} nm pixels "
             f"{dose:.4g} e-/Å² over the field, {visited:.4g} in a visited pixel",
-            f"{_share(share_of_raster(path, self.dwell_time_us))} of the full raster's dose and time; "
+            f"{_share(share_of_raster(path, self.dwell_time_us))} of the full raster's dose, settling aside; "
             f"dose rate {dose_rate_e_per_a2_s(path.grid, current):.4g} e-/Å²/s",
             f"distance to the nearest measurement: mean {self.distances_px.mean():.4g}, "
             f"max {self.distances_px.max():.4g} px",
@@ -157,16 +152,27 @@ class PathReport:
     def _budget_fact(self) -> list[str]:
         if self.budget_e_per_a2 is None:
             return []
-        drive = self.deflection
-        overhead_us = 0.0 if isinstance(drive, str) else drive.beam_time_us - self.path.duration_us
         dwell_time_us = budget_dwell_time_us(
             self.path,
             self.beam_current_pa,
             self.budget_e_per_a2,
             dwell_time_us=self.dwell_time_us,
-            overhead_us=overhead_us,
+            beam_time_us=self.deflector.beam_time_us,
         )
-        return [f"budget of {self.budget_e_per_a2:g} e-/Å² for a frame: dwell_time_us {dwell_time_us:.4g}"]
+        slower = self.path.with_dwell(dwell_time_us / self.dwell_time_us)
+        problem = _deflected(self.deflector, slower)
+        refused = f", which the deflector {problem}" if isinstance(problem, str) else ""
+        kept = f"dwell_time_us {rounded_down(dwell_time_us):g}"
+        return [f"budget of {self.budget_e_per_a2:g} e-/Å² for a frame: {kept}{refused}"]
+
+
+def _deflected(deflector: Deflector, path: ScanPath) -> Drive | str:
+    if len(path) > MAX_DRIVEN:
+        return f"is not modelled with for more than {MAX_DRIVEN:,} positions"
+    try:
+        return deflector.drive(path)
+    except ValueError as error:
+        return f"cannot follow: {error}"
 
 
 def print_table() -> None:
@@ -253,7 +259,7 @@ def make_report(
         dwell_time_us,
         beam_current_pa,
         cycle,
-        _deflector(deflector),
+        validated(Deflector, parse_parameters(deflector, "--deflector"), "--deflector"),
         budget_e_per_a2,
     )
 
@@ -291,15 +297,6 @@ def _write_csv(report: PathReport, table: NDArray[np.float32], out: Path) -> Non
         file.writelines(f"# {line}\n" for line in comments)
         file.write(f"{','.join(COLUMNS)}\n")
         np.savetxt(file, table, fmt=("%.9g", "%.9g", "%.9g", "%d"), delimiter=",")  # 9 digits keep a float32
-
-
-def _deflector(parameters: Iterable[str]) -> Deflector:
-    try:
-        return TypeAdapter(Deflector).validate_python(parse_parameters(parameters, "--deflector"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"--deflector{f' {where}' if where else ''}: {reason}") from None
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

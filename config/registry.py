@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
@@ -17,11 +17,12 @@ from lowdose.scan_patterns.placement import Placement, place
 from lowdose.simulator.sources import SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.pattern import Pattern
 
+T = TypeVar("T")
 Kind = Literal["pattern", "controller", "engine", "specimen"]
 TABLES: dict[Kind, dict[str, str]] = {
     "pattern": PATTERNS,
@@ -87,16 +88,42 @@ def make_plug_in(kind: Kind, mapping: Mapping[str, Any], *, local: bool) -> Any:
         if key not in known:
             hint = nearest_name(str(key), known) if known else "it has no parameters"
             raise ConfigError(f"{kind} '{name}' has no parameter '{key}': {hint}")
+    return validated(cls, parameters, f"{kind} '{name}'")
+
+
+def validated(cls: type[T], parameters: Mapping[str, Any], what: str) -> T:
+    """Return a dataclass made of parameters.
+
+    Raises
+    ------
+    ConfigError
+        In one sentence that begins with `what`; an unknown key gets the nearest one there is.
+    """
     try:
         return TypeAdapter(cls).validate_python(parameters)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        *place, last = first["loc"] or ("",)
+        where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{kind} '{name}'{f', {where}' if where else ''}: {reason}") from None
+        if first["type"] == "unexpected_keyword_argument":
+            where, reason = (
+                ".".join(map(str, place)),
+                f"unknown key '{last}': {nearest_name(str(last), _keys(cls, place))}",
+            )
+        raise ConfigError(f"{what}{f', {where}' if where else ''}: {reason}") from None
     except PydanticUserError as error:
         reason = str(error).split("\n", 1)[0]
-        raise ConfigError(f"{kind} '{name}' has a field that cannot stand in YAML: {reason}") from None
+        raise ConfigError(f"{what} has a field that cannot stand in YAML: {reason}") from None
+
+
+def _keys(cls: Any, place: Sequence[Any]) -> list[str]:
+    """Return the keys there are at a place inside a dataclass of dataclasses."""
+    for part in place:
+        hint = get_type_hints(cls).get(part) if dataclasses.is_dataclass(cls) else None
+        inner = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        cls = inner[0] if inner else cls
+    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
 def _called(kind: Kind, name: str, cls: type, parameters: dict[str, Any]) -> Any:
@@ -120,7 +147,8 @@ def make_pattern(mapping: Mapping[str, Any], grid: ScanGrid, *, local: bool = Fa
     if not local and parameters.get("name") in READ_FILES:
         raise ConfigError(f"pattern '{parameters['name']}' reads a file: configure it where the microscope runs")
     true_coverage = parameters.pop("true_coverage", None)
-    placement = _placement({key: parameters.pop(key) for key in ("region", "rotation_deg") if key in parameters})
+    wanted: dict[str, Any] = {key: parameters.pop(key) for key in ("region", "rotation_deg") if key in parameters}
+    placement = validated(Placement, wanted, "pattern")
     try:
         if parameters.get("coverage") is not None:
             parameters["coverage"] = parse_coverage(parameters["coverage"])
@@ -132,12 +160,3 @@ def make_pattern(mapping: Mapping[str, Any], grid: ScanGrid, *, local: bool = Fa
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return place(pattern, placement)
-
-
-def _placement(parameters: dict[str, Any]) -> Placement:
-    try:
-        return TypeAdapter(Placement).validate_python(parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"pattern, {where or 'placement'}: {first['msg'].removeprefix('Value error, ')}") from None

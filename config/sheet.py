@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,10 +33,8 @@ MAX_CELLS = 512
 """Larger maps are drawn as means over square cells, so that every pixel counts on the screen."""
 STEP, JUMP, MEDIAN, MAX = "#33658a", "#e07a1f", "#222222", "#c8372d"
 MISSED = "#12a150"
-MAX_MISSED_SHARE = 0.2
 MAX_TITLE = 130
 MAX_LINE = 190
-ISOLATED_STEP_PX = 1.5
 SHORTEST_STEP_PX = 0.01
 
 
@@ -134,10 +133,8 @@ def _draw_path(ax: Axes, path: ScanPath) -> None:
 
     drawn = drawn_positions(path)
     points, order = path.positions[drawn, ::-1], drawn / max(1, len(path) - 1)
-    steps = np.hypot(*np.diff(points, axis=0).T)
     line = ~path.jumps[drawn[1:]] & _has_strokes(path)
-    joined = line if len(drawn) < len(path) else line & (steps <= ISOLATED_STEP_PX)
-    alone = ~np.logical_or(np.append(joined, False), np.append(False, joined))
+    alone = ~np.logical_or(np.append(line, False), np.append(False, line))
     edge = max(path.grid.shape)
     segments = np.stack([points[:-1], points[1:]], axis=1)[line]
     lines = LineCollection(list(segments), array=order[1:][line], cmap=_order_colours(), linewidths=_width(edge))
@@ -148,20 +145,23 @@ def _draw_path(ax: Axes, path: ScanPath) -> None:
         dots = points[alone]
         ax.scatter(dots[:, 0], dots[:, 1], s=size, c=order[alone], cmap=_order_colours(), vmin=0, vmax=1, linewidths=0)
     some = "" if len(drawn) == len(path) else f"; {len(drawn):,} of {len(path):,} positions"
+    some += "" if path.inside.all() else f"; {np.count_nonzero(~path.inside):,} outside the field"
     _frame_map(ax, path, f"path without its jumps{some}")
     bar = _colour_bar(ax, lines, "visiting order")
     bar.set_ticks([0, 0.5, 1], labels=["first", "half", "last"])
 
 
 def _mark_unreached(ax: Axes, report: PathReport) -> None:
-    """Mark what the deflector misses; when that is nearly everything, nothing: the headline tells."""
+    """Mark what the deflector misses, with the smaller dots the more it is."""
     if isinstance(report.deflection, str):
         return
     missed = np.flatnonzero(report.deflection.unreached)
-    if 0 < len(missed) <= MAX_MISSED_SHARE * len(report.path):
-        col, row = report.path.positions[missed, 1], report.path.positions[missed, 0]
-        ax.scatter(col, row, s=9, color=MISSED, linewidths=0, zorder=3, label=f"{len(missed):,} not reached")
-        ax.legend(loc="upper right", framealpha=0.85, edgecolor="none")
+    if len(missed):
+        drawn = missed[:: -(-len(missed) // MAX_DRAWN)]
+        col, row = report.path.positions[drawn, 1], report.path.positions[drawn, 0]
+        size = np.clip(3e3 / len(drawn), 0.8, 9)
+        ax.scatter(col, row, s=size, color=MISSED, linewidths=0, zorder=3, label=f"{len(missed):,} not reached")
+        ax.legend(loc="upper right", framealpha=0.85, edgecolor="none", markerscale=3 / np.sqrt(size))
 
 
 def _draw_hits(ax: Axes, path: ScanPath) -> None:
@@ -184,7 +184,8 @@ def _draw_dose(ax: Axes, report: PathReport) -> None:
     # three times the mean distance blurs turns and lattices away and leaves where the dose is higher
     blur_px = min(3 * float(report.distances_px.mean()), max(path.grid.shape) / 24)
     if path.coverage < 1 and blur_px > cell_px:
-        means = gaussian_filter(means, blur_px / cell_px)
+        blur = partial(gaussian_filter, sigma=blur_px / cell_px, mode="constant")
+        means = blur(means) / blur(np.ones_like(means))  # of what lies inside the field
         over = f"local mean (Gaussian, σ {blur_px:.3g} px)"
     else:
         over = _over(cell_px)

@@ -17,6 +17,30 @@ def require_positive(**values: float) -> None:
             raise ValueError(f"{name} must be > 0, got {value}")
 
 
+def rounded_up(value: float, digits: int = 3) -> float:
+    """Return a positive number with so many digits, not below the given one.
+
+    Examples
+    --------
+    >>> rounded_up(2.1912), rounded_up(2.19)
+    (2.2, 2.19)
+    """
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")
+
+
+def rounded_down(value: float, digits: int = 4) -> float:
+    """Return a positive number with so many digits, not above the given one.
+
+    Examples
+    --------
+    >>> rounded_down(0.77089)
+    0.7708
+    """
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return float(f"{math.floor(value / unit + 1e-9) * unit:.{digits}g}")
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Return the known name most like the one given, ready for the end of an error message.
 

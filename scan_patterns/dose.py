@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from lowdose.scan_patterns.checks import require_positive
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 ELECTRONS_PER_PA_US = 6.241509
 """Electrons in 1 pA of beam current during 1 µs (1e-18 C / 1.602177e-19 C)."""
+
+BUDGET_STEP = 1e-5
+"""Precision to which a dwell time is searched, relative."""
+
+MIN_SCALE = 1e-3
+"""Of the dwell times: with shorter ones a frame is nothing but settling."""
 
 BUDGET_MARGIN = 1e-6
 """Share of a budget left unused, so that dwell times rounded to float32 stay within it."""
@@ -112,7 +119,7 @@ def budget_dwell_time_us(
     budget_e_per_a2: float,
     *,
     dwell_time_us: float,
-    overhead_us: float = 0.0,
+    beam_time_us: Callable[[ScanPath], float] | None = None,
 ) -> float:
     """Return the nominal dwell time with which a frame stays just within a dose budget [µs].
 
@@ -124,23 +131,30 @@ def budget_dwell_time_us(
         Probe current [pA], largest dose of one frame over the field [e-/Å^2].
     dwell_time_us : float
         Nominal dwell time the path was made with [µs].
-    overhead_us : float
-        Time of the unblanked beam that does not scale, such as settling and flyback [µs].
+    beam_time_us : callable, optional
+        Time of the unblanked beam in one frame along a path, settling and flyback included, growing with its dwell
+        times [µs]. Default: the path's duration.
 
     Raises
     ------
     ValueError
-        If the overhead alone exceeds the budget.
+        If settling alone exceeds the budget.
     """
     require_positive(beam_current_pa=beam_current_pa, budget_e_per_a2=budget_e_per_a2, dwell_time_us=dwell_time_us)
-    beam_time_us = budget_e_per_a2 * path.grid.area_a2 / (ELECTRONS_PER_PA_US * beam_current_pa)
-    scanning_us = beam_time_us * (1 - BUDGET_MARGIN) - overhead_us
-    if scanning_us <= 0:
+    allowed_us = budget_e_per_a2 * path.grid.area_a2 / (ELECTRONS_PER_PA_US * beam_current_pa) * (1 - BUDGET_MARGIN)
+    if beam_time_us is None:
+        return dwell_time_us * allowed_us / path.duration_us
+    low, high = math.log(MIN_SCALE), math.log(allowed_us / path.duration_us)
+    if beam_time_us(path.with_dwell(MIN_SCALE)) > allowed_us:
         raise ValueError(
-            f"budget_e_per_a2 {budget_e_per_a2:g} allows {beam_time_us:.4g} µs of beam, but settling and flyback "
-            f"take {overhead_us:.4g} µs: raise the budget, lower the current or choose a pattern with fewer jumps"
+            f"budget_e_per_a2 {budget_e_per_a2:g} allows {allowed_us:.4g} µs of beam, which settling and flyback alone "
+            f"take: raise the budget, lower the current or choose a pattern with fewer jumps"
         )
-    return dwell_time_us * scanning_us / path.duration_us
+    while high - low > BUDGET_STEP:
+        middle = (low + high) / 2
+        fits = beam_time_us(path.with_dwell(math.exp(middle))) <= allowed_us
+        low, high = (middle, high) if fits else (low, middle)
+    return dwell_time_us * math.exp(low)
 
 
 def share_of_raster(path: ScanPath, dwell_time_us: float, *, beam_time_us: float | None = None) -> float:

@@ -10,6 +10,8 @@ from lowdose.scan_patterns.checks import require_positive
 MAX_EDGE = 16_384
 """Largest edge accepted [pixel]: the address range of a 14-bit scan controller."""
 
+MIN_PIXEL_NM, MAX_PIXEL_NM = 1e-6, 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class ScanGrid:
@@ -38,6 +40,8 @@ class ScanGrid:
         if len(self.shape) != 2 or not all(isinstance(n, int) and 1 <= n <= MAX_EDGE for n in self.shape):
             raise ValueError(f"grid shape must be (rows, cols), each 1 to {MAX_EDGE}, got {self.shape}")
         require_positive(pixel_size_nm=self.pixel_size_nm)
+        if not MIN_PIXEL_NM <= self.pixel_size_nm <= MAX_PIXEL_NM:
+            raise ValueError(f"pixel_size_nm must be {MIN_PIXEL_NM:g} to {MAX_PIXEL_NM:g}, got {self.pixel_size_nm:g}")
         if not math.isfinite(self.rotation_deg):
             raise ValueError(f"rotation_deg must be finite, got {self.rotation_deg}")
 

@@ -88,6 +88,10 @@ class ScanPath:
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    def with_dwell(self, scale: float) -> ScanPath:
+        """Return the path with all dwell times so many times as long."""
+        return ScanPath(self.grid, self.positions, np.multiply(self.dwell_time_us, scale), self.jumps)
+
     @cached_property
     def dwell_times_us(self) -> NDArray[np.float32]:
         """Dwell time of each position, (n,) [µs]."""

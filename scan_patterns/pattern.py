@@ -38,6 +38,12 @@ READ_FILES = ("points",)
 COVERAGE_TOLERANCE = 0.02
 """`true_coverage` is met within this share of itself where the counts of a pattern allow it."""
 
+MAX_TRIES = 30
+MIN_INTERVAL = 1e-4
+"""Of the logarithm of the nominal coverage."""
+MAX_MISS = 0.25
+"""A coverage that is missed by a larger share of itself is refused."""
+
 
 class Pattern(Protocol):
     """A rule that makes paths: a frozen dataclass whose fields are its YAML keys."""
@@ -113,23 +119,38 @@ def solve_true_coverage(pattern: Any, grid: ScanGrid, true_coverage: float, *, s
     Raises
     ------
     ValueError
-        If the pattern has no coverage to choose, or `true_coverage` lies outside (0, 1].
+        If the pattern has no coverage to choose, `true_coverage` lies outside (0, 1], or the nearest the pattern can do
+        is off by more than a quarter.
     """
     require_coverage(true_coverage)
     if not hasattr(pattern, "coverage"):
         raise ValueError(f"{type(pattern).__name__} has no coverage to choose: it visits what it visits")
 
     def achieved(nominal: float) -> float:
-        path = replace(pattern, coverage=nominal).paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(seed))
+        wanted = replace(pattern, coverage=nominal)
+        try:
+            path = wanted.paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(seed))
+        except ValueError:  # too little for this field
+            return 0.0
         return float(path[0].coverage)
 
-    low, high = math.log(max(true_coverage / 8, 1e-6)), math.log(getattr(pattern, "MAX_COVERAGE", 1.0))
-    best = (math.inf, high)
-    for _ in range(40):
-        middle = (low + high) / 2
-        got = achieved(math.exp(middle))
-        best = min(best, (abs(got / true_coverage - 1), middle))
-        if best[0] <= COVERAGE_TOLERANCE / 4:
+    highest = math.log(getattr(pattern, "MAX_COVERAGE", 1.0))
+    low, high = math.log(max(true_coverage / 8, 1e-6)), highest
+    nominal = min(math.log(true_coverage), highest)  # many patterns mean the true one
+    best = (math.inf, nominal, 0.0)
+    for _ in range(MAX_TRIES):
+        got = achieved(math.exp(nominal))
+        best = min(best, (abs(got / true_coverage - 1), nominal, got))
+        low, high = (nominal, high) if got < true_coverage else (low, nominal)
+        if best[0] <= COVERAGE_TOLERANCE / 4 or high - low < MIN_INTERVAL:
             break
-        low, high = (middle, high) if got < true_coverage else (low, middle)
+        nominal = (low + high) / 2
+    if best[2] == 0:  # nothing worked: the pattern itself says why
+        replace(pattern, coverage=math.exp(highest)).paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(seed))
+        replace(pattern, coverage=true_coverage).paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(seed))
+    if best[0] > MAX_MISS:
+        raise ValueError(
+            f"coverage {true_coverage:.4g} cannot be met in a field of {grid.rows} x {grid.cols} px: the nearest this "
+            f"pattern can do is {best[2]:.4g}"
+        )
     return replace(pattern, coverage=math.exp(best[1]))

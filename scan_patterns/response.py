@@ -18,9 +18,13 @@ from lowdose.scan_patterns.checks import require_positive
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+MIN_FREQUENCY_KHZ, MAX_FREQUENCY_KHZ = 0.01, 1e5
+MAX_DAMPING = 100.0
+MAX_DELAY_US = 1e4
 CHUNK_HOLDS = 1 << 18
 """Holds modelled in one go: bounds the memory."""
 CRITICAL = 1e-8
+MIN_WEIGHTS = 3
 SHORTEST_HOLD = 0.02
 """Times the cutoff's angular frequency: with shorter holds a smoothing spline loses all digits."""
 CORRECTIONS = 2
@@ -55,8 +59,15 @@ class CoilResponse:
 
     def __post_init__(self) -> None:
         require_positive(natural_frequency_khz=self.natural_frequency_khz, damping=self.damping)
-        if not (math.isfinite(self.delay_us) and self.delay_us >= 0):
-            raise ValueError(f"delay_us must be >= 0, got {self.delay_us}")
+        if not MIN_FREQUENCY_KHZ <= self.natural_frequency_khz <= MAX_FREQUENCY_KHZ:
+            raise ValueError(
+                f"natural_frequency_khz must be {MIN_FREQUENCY_KHZ:g} to {MAX_FREQUENCY_KHZ:g}, "
+                f"got {self.natural_frequency_khz:g}"
+            )
+        if not 1 / MAX_DAMPING <= self.damping <= MAX_DAMPING:
+            raise ValueError(f"damping must be {1 / MAX_DAMPING:g} to {MAX_DAMPING:g}, got {self.damping:g}")
+        if not 0 <= self.delay_us <= MAX_DELAY_US:
+            raise ValueError(f"delay_us must be 0 to {MAX_DELAY_US:g}, got {self.delay_us:g}")
 
     @property
     def angular_frequency(self) -> float:
@@ -162,6 +173,10 @@ def smoothest_beam(
     """
     if len(positions) < 4:
         return positions.astype(np.float64)
+    if np.count_nonzero(weights) < MIN_WEIGHTS:
+        raise ValueError(
+            f"a curve of least jerk needs {MIN_WEIGHTS} weights above zero, got {np.count_nonzero(weights)}"
+        )
     cutoff = 2 * math.pi * cutoff_khz * 1e-3  # rad/µs
     if float(np.diff(times_us).min()) < SHORTEST_HOLD / cutoff:
         raise ValueError(

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from lowdose.scan_patterns.grid import ScanGrid
@@ -106,6 +104,12 @@ class Canvas:
         row = self.row_nm[rows] - np.float32(centre_nm[0])
         return (rows, cols), row, self.col_nm[:, cols] - np.float32(centre_nm[1])
 
+    def sample(self, image: NDArray[np.float32], positions_nm: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the pixels of an image nearest to positions (n, 2) [nm], those outside the field at its rim."""
+        last = np.array(self.shape) - 1
+        row, col = np.clip(np.rint(positions_nm / self.pixel_nm - 0.5), 0, last).astype(np.intp).T
+        return np.asarray(image[row, col])
+
     def peaks(
         self, positions_nm: NDArray[np.float64], heights: NDArray[np.float64], sigma_nm: float
     ) -> NDArray[np.float32]:
@@ -140,18 +144,28 @@ def blur(image: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
     reach = math.ceil(3.5 * sigma_px)
     kernel = np.exp(-0.5 * (np.arange(reach + 1) / max(sigma_px, 1e-9)) ** 2)
     kernel = (kernel / (2 * kernel.sum() - 1)).astype(np.float32)
-    for _ in range(2):
-        image = _blur_rows(image, kernel).T
-    return np.ascontiguousarray(image)
+    return _blur_cols(_blur_rows(image, kernel), kernel)
 
 
 def _blur_rows(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     n, reach = len(image), len(kernel) - 1
-    padded = np.pad(np.ascontiguousarray(image), ((reach, reach), (0, 0)), mode="symmetric")
-    blurred = kernel[0] * padded[reach : reach + n]
+    padded = np.pad(image, ((reach, reach), (0, 0)), mode="symmetric")
+    blurred: NDArray[np.float32] = kernel[0] * padded[reach : reach + n]
     pair = np.empty_like(blurred)
     for i in range(1, reach + 1):
         np.add(padded[reach - i : reach - i + n], padded[reach + i : reach + i + n], out=pair)
+        pair *= kernel[i]
+        blurred += pair
+    return blurred
+
+
+def _blur_cols(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    n, reach = image.shape[1], len(kernel) - 1
+    padded = np.pad(image, ((0, 0), (reach, reach)), mode="symmetric")
+    blurred: NDArray[np.float32] = kernel[0] * padded[:, reach : reach + n]
+    pair = np.empty_like(blurred)
+    for i in range(1, reach + 1):
+        np.add(padded[:, reach - i : reach - i + n], padded[:, reach + i : reach + i + n], out=pair)
         pair *= kernel[i]
         blurred += pair
     return blurred
@@ -173,26 +187,22 @@ def _outer_products(
 
 def _deposit(shape: tuple[int, int], pixels: NDArray[np.float64], amounts: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return every amount spread over the 3 x 3 pixels around it by the quadratic B-spline."""
-    near = np.rint(pixels)
-    inside = ((near >= -1) & (near <= shape)).all(axis=1)
-    near, offset, amounts = near[inside].astype(np.intp), (pixels - near)[inside], amounts[inside]
+    inside = ((pixels > -1.5) & (pixels < np.array(shape) + 0.5)).all(axis=1)
+    row, col = np.ascontiguousarray(pixels[inside].T)
+    near_row, near_col = np.rint(row), np.rint(col)
+    by_row, by_col = _spline(row - near_row) * amounts[inside], _spline(col - near_col)
     padded_cols = shape[1] + 4
-    corner = (near[:, 0] + 1) * padded_cols + near[:, 1] + 1
+    corner = ((near_row + 1) * padded_cols + near_col + 1).astype(np.intp)
     deposited = np.zeros((shape[0] + 4) * padded_cols)
-    for (row, by_row), (col, by_col) in _pairs(offset):
-        at = corner + (row * padded_cols + col)
-        deposited += np.bincount(at, amounts * by_row * by_col, minlength=deposited.size)
+    for i in range(3):
+        at = corner + (i * padded_cols + np.arange(3)[:, None])
+        deposited += np.bincount(at.ravel(), (by_row[i] * by_col).ravel(), minlength=len(deposited))
     return deposited.reshape(-1, padded_cols)[2:-2, 2:-2].astype(np.float32)
 
 
-def _pairs(
-    offset: NDArray[np.float64],
-) -> Iterator[tuple[tuple[int, NDArray[np.float64]], tuple[int, NDArray[np.float64]]]]:
-    """Yield the index and weight along rows and along columns of the nine pixels around a peak."""
-    weights = np.stack([(0.5 - offset) ** 2 / 2, 0.75 - offset**2, (0.5 + offset) ** 2 / 2])
-    for row in range(3):
-        for col in range(3):
-            yield (row, weights[row, :, 0]), (col, weights[col, :, 1])
+def _spline(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of the pixels before, at and after a point near the middle one, (3, n)."""
+    return np.stack([(0.5 - offset) ** 2 / 2, 0.75 - offset**2, (0.5 + offset) ** 2 / 2])
 
 
 def _within(x_nm: NDArray[np.float32], centre: float, reach: float) -> slice:

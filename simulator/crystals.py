@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 HAADF_EXPONENT = 1.7
 """Of the atomic number: scattering to high angles, between Rutherford's 2 and what screening leaves of it.
 
 Treacy, Microsc. Microanal. 17, 847 (2011), doi:10.1017/S1431927611012074.
 """
+
+DOPED_SHARE = 0.2
+"""Share of the atoms that are exchanged in a doped column of a foil."""
 
 
 def scattering(*atomic_numbers: int) -> float:
@@ -59,12 +65,15 @@ class Crystal:
         Its columns.
     gamma_deg : float
         Angle between the edges [degree].
+    monolayer : bool
+        One layer of atoms instead of a foil some ten nanometres thick.
     """
 
     a_nm: float
     b_nm: float
     sites: tuple[Site, ...]
     gamma_deg: float = 90.0
+    monolayer: bool = False
 
     @cached_property
     def vectors_nm(self) -> NDArray[np.float64]:
@@ -83,9 +92,11 @@ class Crystal:
         return np.array([scattering(*site.atoms) for site in self.sites])
 
     @cached_property
-    def dopant_signals(self) -> NDArray[np.float64]:
-        """(n_sites,) scattering of the columns when doped."""
-        return np.array([scattering(*(site.dopant or site.atoms)) for site in self.sites])
+    def doped_signals(self) -> NDArray[np.float64]:
+        """(n_sites,) scattering of the columns when doped: the whole atom of a monolayer, a share of a foil's."""
+        dopant = np.array([scattering(*(site.dopant or site.atoms)) for site in self.sites])
+        share = 1.0 if self.monolayer else DOPED_SHARE
+        return np.asarray(share * dopant + (1 - share) * self.signals)
 
     @cached_property
     def area_nm2(self) -> float:
@@ -94,22 +105,20 @@ class Crystal:
 
     @cached_property
     def period_nm(self) -> float:
-        """The longest distance between lattice planes [nm]: what has to be resolved."""
-        return self.area_nm2 / min(self.a_nm, self.b_nm)
+        """Distance between the planes along the cell's diagonal [nm]: with them resolved the lattice shows.
+
+        {110} of a square cell, {111} of the dumbbells and of gold along [110], {100} of a honeycomb.
+        """
+        return self.area_nm2 / float(np.linalg.norm(self.vectors_nm.sum(axis=0)))
 
 
 def _honeycomb(a_nm: float, first: Site, second: Site) -> Crystal:
-    return Crystal(a_nm, a_nm, (first, second), gamma_deg=120.0)
+    return Crystal(a_nm, a_nm, (first, second), gamma_deg=120.0, monolayer=True)
 
 
 def _perovskite(a_nm: float, c_nm: float, large: int, small: int, dopant: int, shift: float = 0.0) -> Crystal:
-    sites = (
-        Site(0.0, 0.0, (large,), (dopant,)),
-        Site(0.5, 0.5 + shift, (small, 8)),
-        Site(0.5, 0.0 + shift, (8,)),
-        Site(0.0, 0.5 + shift, (8,)),
-    )
-    return Crystal(a_nm, c_nm, sites)
+    """Return a cube of large atoms around a small one with oxygen; oxygen alone is too faint to be seen beside them."""
+    return Crystal(a_nm, c_nm, (Site(0.0, 0.0, (large,), (dopant,)), Site(0.5, 0.5 + shift, (small, 8))))
 
 
 def _dumbbells(a_nm: float, first: int, second: int, dopant: int) -> Crystal:
@@ -123,26 +132,21 @@ def _dumbbells(a_nm: float, first: int, second: int, dopant: int) -> Crystal:
     return Crystal(a_nm / math.sqrt(2), a_nm, sites)
 
 
-def _rutile(a_nm: float, metal: int, dopant: int) -> Crystal:
-    x = 0.305
-    metals = (Site(0.0, 0.0, (metal,), (dopant,)), Site(0.5, 0.5, (metal,), (dopant,)))
-    oxygen = ((x, x), (1 - x, 1 - x), (0.5 + x, 0.5 - x), (0.5 - x, 0.5 + x))
-    return Crystal(a_nm, a_nm, metals + tuple(Site(u, v, (8,)) for u, v in oxygen))
-
-
 CRYSTALS: dict[str, Crystal] = {
     "srtio3": _perovskite(0.3905, 0.3905, large=38, small=22, dopant=57),
     "lamno3": _perovskite(0.3905, 0.3940, large=57, small=25, dopant=38),
     "pbtio3": _perovskite(0.3905, 0.4156, large=82, small=22, dopant=38, shift=0.07),
-    "silicon": _dumbbells(0.5431, 14, 14, dopant=51),
-    "germanium": _dumbbells(0.5658, 32, 32, dopant=83),
+    "silicon": _dumbbells(0.5431, 14, 14, dopant=33),
+    "germanium": _dumbbells(0.5658, 32, 32, dopant=51),
     "gaas": _dumbbells(0.5653, 31, 33, dopant=49),
     "inp": _dumbbells(0.5869, 49, 15, dopant=31),
     "gold": Crystal(0.2884, 0.4078, (Site(0.0, 0.0, (79,), (29,)), Site(0.5, 0.5, (79,), (29,)))),
     "ni3al": Crystal(
-        0.3570, 0.3570, (Site(0.0, 0.0, (13,), (75,)), Site(0.5, 0.5, (28,)), Site(0.5, 0.0, (28,)), Site(0.0, 0.5, (28,)))
+        0.3570,
+        0.3570,
+        (Site(0.0, 0.0, (13,), (41,)), Site(0.5, 0.5, (28,)), Site(0.5, 0.0, (28,)), Site(0.0, 0.5, (28,))),
     ),
-    "rutile": _rutile(0.4594, metal=22, dopant=41),
+    "rutile": Crystal(0.4594, 0.4594, (Site(0.0, 0.0, (22,), (41,)), Site(0.5, 0.5, (22,), (41,)))),
     "ybco": Crystal(
         0.3886,
         1.168,

@@ -86,6 +86,13 @@ class Drawn:
         given = getattr(self, name)
         return drawn if given is None else float(given)
 
+    def count(self, name: str, rng: np.random.Generator) -> int:
+        """Return a parameter that is a number of things, given or drawn."""
+        span = self.SPANS[name]
+        drawn = int(rng.integers(int(span.low), int(span.high) + 1))
+        given = getattr(self, name)
+        return drawn if given is None else int(given)
+
     def choice(self, name: str, rng: np.random.Generator) -> str:
         """Return one of the names a parameter may be, given or drawn."""
         known = list(self.CHOICES[name])

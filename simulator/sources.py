@@ -28,6 +28,15 @@ logger = logging.getLogger(__name__)
 
 SOURCES: dict[str, str] = {
     "procedural": "lowdose.simulator.specimen:Procedural",
+    "nanoparticles": "lowdose.simulator.nanostructures:Nanoparticles",
+    "lattice": "lowdose.simulator.lattices:Lattice",
+    "interface": "lowdose.simulator.interfaces:Interface",
+    "core_shell": "lowdose.simulator.nanostructures:CoreShell",
+    "gold_islands": "lowdose.simulator.nanostructures:GoldIslands",
+    "single_atoms": "lowdose.simulator.nanostructures:SingleAtoms",
+    "holes": "lowdose.simulator.nanostructures:Holes",
+    "biological": "lowdose.simulator.biological:Biological",
+    "mixed": "lowdose.simulator.mixed:Mixed",
     "images": "lowdose.simulator.sources:Images",
 }
 """Every specimen source: name -> "module:Class", imported when it is chosen."""

@@ -1,24 +1,21 @@
-"""Procedural specimens: metal nanoparticles on a carbon film, drawn for any grid (imports numpy and scipy only)."""
+"""Procedural specimens: metal nanoparticles on a carbon film, drawn for any grid (imports numpy only)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+
+from lowdose.simulator.canvas import Canvas, blur
+from lowdose.simulator.drawn import FILM, GRAIN_NM, VACUUM, Drawn, share_of_full_scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowdose.scan_patterns.grid import ScanGrid
-
-VACUUM = 0.05
-"""Share of full scale that the detector gives in vacuum: its dark offset."""
-
-FILM = 0.09
-"""Share of full scale that a film of mean thickness adds to it."""
 
 N_PARTICLES = 36
 MEDIAN_DIAMETER = 0.11
@@ -37,19 +34,16 @@ PLANE_ANGLE_RAD = math.radians(70.53)
 """Between two {111} planes seen along <110>: with both in focus the columns of atoms show."""
 
 COLUMN_SHARPNESS = 0.8
-LATTICE_CONTRAST = 0.45
-GRAIN_NM = 0.5
-"""Mean wavelength of the film's amorphous grain [nm]."""
+MEAN_WAVE = float(np.i0(COLUMN_SHARPNESS))
+"""Of exp(COLUMN_SHARPNESS * cosine)."""
 
+LATTICE_CONTRAST = 0.45
 PROBE_NM = 0.04
 """Standard deviation of the probe [nm]; drawn between 0.5 and 1.5 pixels wide, so that edges never alias."""
 
-RESOLVED_PX = 3.0
-"""Periods below this many pixels are left out, those up to half as long again are faded in."""
-
 
 @dataclass(frozen=True, slots=True)
-class Procedural:
+class Procedural(Drawn):
     """Facetted metal particles, some with atomic columns or lattice fringes, on an amorphous film with a hole.
 
     Particle sizes follow the field of view, atomic spacings are physical: large pixels show no lattice. The same
@@ -67,29 +61,12 @@ class Procedural:
     (64, 96)
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
-
-    def open(self, grid: ScanGrid) -> Still:
-        """Draw the specimen on the grid; it does not change with time."""
-        return Still(draw_specimen(grid, np.random.default_rng(self.seed)))
-
-
-class Still:
-    """A specimen source that shows one image for ever."""
-
-    def __init__(self, image: NDArray[np.float32]) -> None:
-        image.setflags(write=False)
-        self._image = image
-
-    def frame(self, t_s: float) -> NDArray[np.float32]:
-        """Return the image, always the same object, (rows, cols) in [0, 1] of full scale."""
-        return self._image
+    def draw(self, grid: ScanGrid, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Return the specimen as share of full scale, (rows, cols) float32 in [0, 1]."""
+        canvas = Canvas(grid)
+        hole = make_hole(canvas, rng)
+        film = draw_film(canvas, hole, rng)
+        return add_particles(canvas, film, make_particles(canvas, hole, rng), MEDIAN_DIAMETER * canvas.edge_nm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,79 +97,70 @@ class Particle:
     waves: NDArray[np.float64]
 
 
-def draw_specimen(grid: ScanGrid, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the specimen as share of full scale, (rows, cols) float32 in [0, 1]."""
-    row_nm, col_nm = (((np.arange(n) + 0.5) * grid.pixel_size_nm).astype(np.float32) for n in grid.shape)
-    hole = make_hole(grid, rng)
-    film = draw_film(grid, row_nm, col_nm, hole, rng)
-    metal = np.zeros(grid.shape, np.float32)
-    for particle in make_particles(grid, hole, rng):
-        _add_particle(metal, particle, row_nm, col_nm)
-    diameter_nm = MEDIAN_DIAMETER * field_edge_nm(grid)
-    metal = -np.expm1(-metal / (2.2 * diameter_nm))  # thick metal scatters out of the detector again: it saturates
-    film, metal = (gaussian_filter(layer, np.clip(PROBE_NM / grid.pixel_size_nm, 0.5, 1.5)) for layer in (film, metal))
-    metal *= (1 - VACUUM - FILM) / max(0.3, float(metal.max()))
-    return np.asarray(np.clip(film + metal, 0, 1), np.float32)
+def add_particles(
+    canvas: Canvas, film: NDArray[np.float32], particles: list[Particle], diameter_nm: float
+) -> NDArray[np.float32]:
+    """Return the film with the particles on it as the probe sees them, (rows, cols) float32 in [0, 1].
+
+    Metal about twice as thick as `diameter_nm` scatters out of the detector again: its signal saturates.
+    """
+    metal = np.zeros(canvas.shape, np.float32)
+    for particle in particles:
+        _add_particle(canvas, metal, particle)
+    metal *= np.float32(-1 / (2.2 * diameter_nm))
+    sigma_px = float(np.clip(PROBE_NM / canvas.pixel_nm, 0.5, 1.5))
+    film, metal = blur(film, sigma_px), blur(-np.expm1(metal, out=metal), sigma_px)
+    metal *= np.float32((1 - VACUUM - FILM) / max(0.3, float(metal.max())))
+    metal += film
+    return share_of_full_scale(metal)
 
 
-def field_edge_nm(grid: ScanGrid) -> float:
-    """Return the edge of the square as large as the field [nm]."""
-    return math.sqrt(math.prod(grid.fov_nm))
-
-
-def make_hole(grid: ScanGrid, rng: np.random.Generator) -> tuple[float, float, float]:
+def make_hole(canvas: Canvas, rng: np.random.Generator) -> tuple[float, float, float]:
     """Return (row, col, radius) of the film's hole [nm], centred near a corner of the field."""
     corner = rng.integers(0, 2, 2) + rng.uniform(-0.12, 0.12, 2)
-    row, col = corner * grid.fov_nm
-    return float(row), float(col), float(rng.uniform(0.24, 0.32) * min(grid.fov_nm))
+    row, col = corner * canvas.fov_nm
+    return float(row), float(col), float(rng.uniform(0.24, 0.32) * min(canvas.fov_nm))
 
 
-def draw_film(
-    grid: ScanGrid,
-    row_nm: NDArray[np.float32],
-    col_nm: NDArray[np.float32],
-    hole: tuple[float, float, float],
-    rng: np.random.Generator,
-) -> NDArray[np.float32]:
+def draw_film(canvas: Canvas, hole: tuple[float, float, float], rng: np.random.Generator) -> NDArray[np.float32]:
     """Return vacuum plus film: slow thickness variations, amorphous grain, thinning towards the hole."""
-    edge = field_edge_nm(grid)
-    slow = random_waves(row_nm, col_nm, 16, rng.uniform(0.4, 1.2, 16) * edge, rng)
-    grain = random_waves(row_nm, col_nm, 96, GRAIN_NM * rng.uniform(0.7, 1.6, 96), rng)
-    thickness = 1 + 0.22 * slow + 0.12 * _resolved(GRAIN_NM / grid.pixel_size_nm) * grain
-    rim = np.hypot(row_nm[:, None] - hole[0], col_nm[None, :] - hole[1]) - hole[2]
+    edge = canvas.edge_nm
+    slow = canvas.waves(rng.uniform(0.4, 1.2, 16) * edge, rng)
+    grain = canvas.waves(GRAIN_NM * rng.uniform(0.7, 1.6, 96), rng)
+    thickness = 1 + np.float32(0.22) * slow + np.float32(0.12 * canvas.resolved(GRAIN_NM)) * grain
+    rim = np.sqrt((canvas.row_nm - np.float32(hole[0])) ** 2 + (canvas.col_nm - np.float32(hole[1])) ** 2)
+    rim -= np.float32(hole[2])
     rim += np.float32(0.04 * edge) * slow  # an irregular outline
-    thickness *= np.clip(rim / (0.025 * edge), 0, 1)
+    thickness *= np.clip(rim / np.float32(0.025 * edge), 0, 1)
     return (VACUUM + FILM * thickness).astype(np.float32)
 
 
-def random_waves(
-    row_nm: NDArray[np.float32],
-    col_nm: NDArray[np.float32],
-    n: int,
-    wavelengths_nm: NDArray[np.float64],
+def make_particles(
+    canvas: Canvas,
+    hole: tuple[float, float, float],
     rng: np.random.Generator,
-) -> NDArray[np.float32]:
-    """Return a smooth random field of about unit variance: n plane waves of random direction and phase.
+    *,
+    n: int = N_PARTICLES,
+    diameter: float = MEDIAN_DIAMETER,
+) -> list[Particle]:
+    """Return n particles, log-normal in size, on the film or just over its rim.
 
-    A plane wave is the outer product of two, so that all of them are one matrix product.
+    Their median diameter is a share of the field's edge.
     """
-    angle, phase = rng.uniform(0, 2 * math.pi, (2, n))
-    k = 2 * math.pi / wavelengths_nm
-    along_rows = np.exp(1j * (np.outer(row_nm, k * np.sin(angle)) + phase)).astype(np.complex64)
-    along_cols = np.exp(1j * np.outer(k * np.cos(angle), col_nm)).astype(np.complex64)
-    # the real part alone, by two real products
-    field = along_rows.real @ along_cols.real - along_rows.imag @ along_cols.imag
-    return np.asarray(field * np.float32(math.sqrt(2 / n)), np.float32)
-
-
-def make_particles(grid: ScanGrid, hole: tuple[float, float, float], rng: np.random.Generator) -> list[Particle]:
-    """Return the particles, log-normal in size, on the film or just over its rim."""
-    edge = field_edge_nm(grid)
-    diameters = MEDIAN_DIAMETER * edge * np.exp(DIAMETER_SIGMA * rng.standard_normal(N_PARTICLES))
-    centres = _scatter(np.sort(diameters)[::-1] / 2, grid.fov_nm, hole, rng)
+    diameters = np.sort(diameter * canvas.edge_nm * np.exp(DIAMETER_SIGMA * rng.standard_normal(n)))[::-1]
+    centres = _scatter(diameters / 2, canvas.fov_nm, hole, rng)
+    shapes = [_draw_shape(rng) for _ in range(n)]
+    rotations, _ = np.linalg.qr(np.stack([shape.axes for shape in shapes]))
     return [
-        _make_particle((float(row), float(col)), float(diameter) / 2, rng)
-        for (row, col), diameter in zip(centres, np.sort(diameters)[::-1], strict=True)
+        Particle(
+            centre=(float(row), float(col)),
+            radius=1.16 * radius,
+            normals=shape.normals @ rotation.T,
+            distances=radius * shape.distances,
+            brightness=shape.brightness,
+            waves=shape.waves,
+        )
+        for (row, col), radius, shape, rotation in zip(centres, diameters / 2, shapes, rotations, strict=True)
     ]
 
 
@@ -214,26 +182,39 @@ def projected_thickness(row: NDArray[np.float32], col: NDArray[np.float32], part
         0 outside.
     """
     top = np.sqrt(np.maximum(np.float32(particle.radius**2) - row**2 - col**2, 0))
-    bottom = -top
-    for (n_row, n_col, n_beam), distance in zip(particle.normals, particle.distances, strict=True):
-        steep = math.copysign(max(abs(n_beam), 1e-2), n_beam)
-        height = np.float32(distance / steep) - np.float32(n_row / steep) * row - np.float32(n_col / steep) * col
-        if steep > 0:
+    bottom, height = -top, np.empty_like(top)
+    n_row, n_col, n_beam = particle.normals.T
+    steep = np.copysign(np.maximum(np.abs(n_beam), 1e-2), n_beam)
+    by_row = (particle.distances / steep).astype(np.float32) - (n_row / steep).astype(np.float32) * row
+    by_col = (n_col / steep).astype(np.float32)[:, None] * col
+    for face, upward in enumerate(steep > 0):
+        np.subtract(by_row[:, face, None], by_col[face], out=height)
+        if upward:
             np.minimum(top, height, out=top)
         else:
             np.maximum(bottom, height, out=bottom)
     return np.asarray(np.maximum(top - bottom, 0), np.float32)
 
 
-def _make_particle(centre: tuple[float, float], radius: float, rng: np.random.Generator) -> Particle:
-    facetted = rng.random() < 0.65
-    normals, distances = _wulff_faces() if facetted else _round_faces(24)
-    rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    distances = radius * distances * rng.uniform(0.84, 1.08, len(distances))
+class _Shape(NamedTuple):
+    """A particle of radius 1, before it is rotated to the axes made from `axes`."""
+
+    normals: NDArray[np.float64]
+    distances: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    brightness: float
+    waves: NDArray[np.float64]
+
+
+def _draw_shape(rng: np.random.Generator) -> _Shape:
+    normals, distances = _wulff_faces() if rng.random() < 0.65 else _round_faces(24)
+    axes = rng.standard_normal((3, 3))
+    distances = distances * rng.uniform(0.84, 1.08, len(distances))
     brightness = 1.0 if rng.random() < 0.65 else 0.42  # e.g. platinum beside cobalt
-    return Particle(centre, 1.16 * radius, normals @ rotation.T, distances, brightness, _lattice_waves(rng))
+    return _Shape(normals, distances, axes, brightness, _lattice_waves(rng))
 
 
+@cache
 def _wulff_faces() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the 8 {111} and 6 {100} faces of a truncated octahedron; {100} costs 1.15 times as much energy."""
     octahedron = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(-1, 3) / math.sqrt(3)
@@ -241,6 +222,7 @@ def _wulff_faces() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.concatenate([octahedron, cube]), np.repeat([0.9, 0.9 * 1.15], [8, 6])
 
 
+@cache
 def _round_faces(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return n faces spread evenly over a sphere (Fibonacci spiral)."""
     z = 1 - (2 * np.arange(n) + 1) / n
@@ -253,7 +235,7 @@ def _lattice_waves(rng: np.random.Generator) -> NDArray[np.float64]:
     """Return the planes that show: two in 45 % of the particles, one in 35 %, none in those tilted off any axis."""
     n_waves = 2 - int(np.searchsorted([0.45, 0.80], rng.random()))
     angle = rng.uniform(0, 2 * math.pi) + PLANE_ANGLE_RAD * np.arange(n_waves)
-    spacing_nm = rng.choice(PLANE_SPACINGS_NM)
+    spacing_nm = PLANE_SPACINGS_NM[int(rng.integers(len(PLANE_SPACINGS_NM)))]
     return np.asarray(np.stack([np.sin(angle), np.cos(angle)], axis=1) / spacing_nm)
 
 
@@ -273,39 +255,27 @@ def _scatter(
     return centres
 
 
-def _add_particle(
-    metal: NDArray[np.float32], particle: Particle, row_nm: NDArray[np.float32], col_nm: NDArray[np.float32]
-) -> None:
+def _add_particle(canvas: Canvas, metal: NDArray[np.float32], particle: Particle) -> None:
     """Add brightness times thickness [nm] of one particle to the layer, in place."""
-    rows, cols = (_within(x, c, particle.radius) for x, c in zip((row_nm, col_nm), particle.centre, strict=True))
-    row = row_nm[rows, None] - np.float32(particle.centre[0])
-    col = col_nm[None, cols] - np.float32(particle.centre[1])
+    index, row, col = canvas.patch(particle.centre, particle.radius)
     if row.size and col.size:
-        pixel_size_nm = 2 * float(row_nm[0])
         thickness = projected_thickness(row, col, particle)
-        metal[rows, cols] += particle.brightness * thickness * _lattice(row, col, particle.waves, pixel_size_nm)
-
-
-def _within(x_nm: NDArray[np.float32], centre: float, radius: float) -> slice:
-    first, end = np.searchsorted(x_nm, [centre - radius, centre + radius])
-    return slice(int(first), int(end))
+        metal[index] += np.float32(particle.brightness) * thickness * _lattice(canvas, row, col, particle.waves)
 
 
 def _lattice(
-    row: NDArray[np.float32], col: NDArray[np.float32], waves: NDArray[np.float64], pixel_size_nm: float
+    canvas: Canvas, row: NDArray[np.float32], col: NDArray[np.float32], waves: NDArray[np.float64]
 ) -> NDArray[np.float32] | float:
     """Return the channelling contrast of the lattice, about 1 on average; 1 where it is not resolved."""
     if len(waves) == 0:
         return 1.0
-    contrast = LATTICE_CONTRAST * _resolved(1 / float(np.linalg.norm(waves[0])) / pixel_size_nm)
+    contrast = LATTICE_CONTRAST * canvas.resolved(1 / float(np.linalg.norm(waves[0])))
     if contrast == 0:
         return 1.0
-    phases = (np.float32(2 * math.pi * k_row) * row + np.float32(2 * math.pi * k_col) * col for k_row, k_col in waves)
-    peaks = np.exp(COLUMN_SHARPNESS * sum(np.cos(phase) for phase in phases))
-    mean = np.i0(COLUMN_SHARPNESS) ** len(waves)
-    return np.asarray(1 + contrast * (peaks / mean - 1), np.float32)
-
-
-def _resolved(period_px: float) -> float:
-    """Return how much of a periodic detail to draw: 0 below RESOLVED_PX, 1 from half as much again."""
-    return min(1.0, max(0.0, 2 * (period_px / RESOLVED_PX - 1)))
+    factors = []
+    for k_row, k_col in waves:
+        phase = np.float32(2 * math.pi * k_row) * row + np.float32(2 * math.pi * k_col) * col
+        factors.append(np.cos(phase, out=phase))
+    peaks = np.exp(np.float32(COLUMN_SHARPNESS) * sum(factors))
+    mean = MEAN_WAVE ** len(waves)
+    return np.asarray(np.float32(1 - contrast) + np.float32(contrast / mean) * peaks)

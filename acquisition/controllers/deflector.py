@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lowdose.scan_patterns.checks import require_positive
+from lowdose.scan_patterns.checks import require_positive, rounded_up
 from lowdose.scan_patterns.response import (
     CUTOFF_OVER_NATURAL,
+    MIN_WEIGHTS,
     CoilResponse,
     command_for,
     corrected,
@@ -31,8 +32,17 @@ if TYPE_CHECKING:
 
 REACHED_PX = 0.25
 """A position is reached when the modelled beam passes so near to it [pixel]."""
-FIELD_SHARE = 0.8
-"""Of the DAC's range that a field without calibration takes: room for overscan and for commands that lead."""
+FIELD_SHARE = 0.6
+"""Of the DAC's range that a field without calibration takes: its corners' circle fits, too, and commands that lead."""
+MIN_FIELD_PX = 128
+"""Smaller fields without calibration take less of the range: the beam turns round some 20 px beyond their edge."""
+MAX_HOLDS = 1 << 26
+"""Positions and settling samples of one frame."""
+SLEW_TOLERANCE = 1.001
+PRECISION = 0.01
+"""Of the dwell time that is advised."""
+MIN_WANTED = MIN_WEIGHTS
+"""Fewer positions determine no curve of least jerk: they are commanded as they are."""
 SLOW_LAGS = 2.0
 """With dwell times of so many lags the beam comes to rest at every position."""
 MAX_SETTLING_HOLD_US = 1.25
@@ -53,7 +63,7 @@ class Deflector:
         Of the DAC.
     codes_per_nm : ((float, float), (float, float)), optional
         Affine calibration: (row, col) codes for 1 nm along the specimen's (slow, fast) axes. Default: the magnification
-        follows the field, whose longer edge takes 80 % of the range.
+        follows the field, whose longer edge takes 60 % of the range.
     centre_code : (float, float), optional
         (row, col) code of the middle of the field. Default: the middle of the range.
     min_dwell_us : float
@@ -89,8 +99,10 @@ class Deflector:
         for name, value in (("settle_us", self.settle_us), ("detector_delay_us", self.detector_delay_us)):
             if not 0 <= value <= 1_000:
                 raise ValueError(f"{name} must be 0 to 1000, got {value}")
-        if self.codes_per_nm is not None and not abs(np.linalg.det(np.array(self.codes_per_nm))) > 0:
-            raise ValueError(f"codes_per_nm must have an inverse, got {self.codes_per_nm}")
+        if self.codes_per_nm is not None and not 0 < abs(np.linalg.det(np.array(self.codes_per_nm))) < np.inf:
+            raise ValueError(f"codes_per_nm must be finite and have an inverse, got {self.codes_per_nm}")
+        if self.centre_code is not None and not all(0 < code < self.max_code for code in self.centre_code):
+            raise ValueError(f"centre_code must be > 0 and < {self.max_code}, got {self.centre_code}")
 
     # --- calibration ------------------------------------------------------------------------------------------------
 
@@ -110,7 +122,7 @@ class Deflector:
 
     def _codes_per_px(self, grid: ScanGrid) -> NDArray[np.float64]:
         if self.codes_per_nm is None:
-            per_px = np.eye(2) * (FIELD_SHARE * (1 << self.bits) / max(grid.shape))
+            per_px = np.eye(2) * (FIELD_SHARE * (1 << self.bits) / max(*grid.shape, MIN_FIELD_PX))
         else:
             per_px = np.array(self.codes_per_nm) * grid.pixel_size_nm
         angle = math.radians(grid.rotation_deg)
@@ -136,12 +148,17 @@ class Deflector:
             drives[self] = self._driven(path)
         return drives[self]
 
+    def beam_time_us(self, path: ScanPath) -> float:
+        """Return how long a frame takes, settling and flyback included, whether the beam can follow or not [µs]."""
+        return float(_Plan.of(path, self.slew_px_per_us, self.settle_us).hold_us.sum())
+
     def _driven(self, path: ScanPath) -> Drive:
         shortest_us = float(path.dwell_times_us.min())
         if shortest_us < self.min_dwell_us * (1 - 1e-6):
+            factor = max(self.min_dwell_us / shortest_us, self._factor_that_works(path))
             raise ValueError(
                 f"dwell_time_us must be >= {self.min_dwell_us:g} on this deflector, the path has {shortest_us:g}"
-                f"{_longer_dwell(path, self.min_dwell_us / shortest_us)}"
+                f"{_longer_dwell(path, factor)}"
             )
         plan = _Plan.of(path, self.slew_px_per_us, self.settle_us)
         beam, command = self._shaped(plan) if self.precompensate else (plan.wanted, plan.wanted)
@@ -154,6 +171,8 @@ class Deflector:
     def _shaped(self, plan: _Plan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return where the beam is to be at each hold, and the commands that bring it there."""
         coil, delay_us = self.coil, self.detector_delay_us
+        if np.count_nonzero(plan.weights) < MIN_WANTED:
+            return plan.wanted, plan.wanted
         if float(np.median(plan.hold_us[plan.samples])) >= SLOW_LAGS * (coil.lag_us + delay_us):
             positions = plan.wanted[plan.samples]
             return plan.wanted, corrected(
@@ -165,26 +184,40 @@ class Deflector:
 
     def _require_slew(self, path: ScanPath, beam: NDArray[np.float64]) -> None:
         """Refuse a path whose steps, jumps aside, are faster than the coil."""
-        dwell = path.dwell_times_us.astype(np.float64)
-        step_us = (dwell[1:] + dwell[:-1]) / 2
-        speed = np.abs(np.diff(beam, axis=0)).max(axis=1, initial=0) / step_us
-        speed[path.jumps[1:]] = 0
-        if len(speed) and speed.max() > self.slew_px_per_us * 1.001:
-            at, fastest = int(speed.argmax()) + 1, float(speed.max())
+        speed = _speeds(path, beam)
+        if speed.max(initial=0) > self.slew_px_per_us * SLEW_TOLERANCE:
             raise ValueError(
-                f"the path moves {fastest:.3g} px/µs at position {at}, the deflector at most "
-                f"{self.slew_px_per_us:.3g} px/µs{_longer_dwell(path, fastest / self.slew_px_per_us)}"
+                f"the path moves {speed.max():.3g} px/µs at position {int(speed.argmax()) + 1}, the deflector at most "
+                f"{self.slew_px_per_us:.3g} px/µs{_longer_dwell(path, self._factor_that_works(path))}"
             )
+
+    def _factor_that_works(self, path: ScanPath) -> float:
+        """Return by how much the dwell times must be longer for the coil to keep up with the shaped beam."""
+        too_fast, slow_enough = 1.0, 1.0
+        while (speed := self._fastest(path.with_dwell(slow_enough))) > self.slew_px_per_us:
+            too_fast, slow_enough = slow_enough, slow_enough * 1.05 * speed / self.slew_px_per_us
+        while slow_enough / too_fast > 1 + PRECISION:
+            middle = math.sqrt(too_fast * slow_enough)
+            fits = self._fastest(path.with_dwell(middle)) <= self.slew_px_per_us
+            too_fast, slow_enough = (too_fast, middle) if fits else (middle, slow_enough)
+        return slow_enough
+
+    def _fastest(self, path: ScanPath) -> float:
+        plan = _Plan.of(path, self.slew_px_per_us, self.settle_us)
+        beam = self._shaped(plan)[0] if self.precompensate else plan.wanted
+        return float(_speeds(path, beam[plan.samples]).max(initial=0))
 
     def _in_range(self, codes: NDArray[np.float64], path: ScanPath) -> NDArray[np.uint16]:
         rounded = np.rint(codes)
         if rounded.min() < 0 or rounded.max() > self.max_code:
-            away = np.abs(codes - self._centre()).max(axis=0)
+            away = np.maximum(np.abs(codes - self._centre()).max(axis=0), 1)
             room = np.minimum(self._centre(), self.max_code - self._centre())
+            share = math.floor(100 * float((room / away).min())) / 100
+            overscan = "" if path.inside.all() else ", or leave out the overscan"
             raise ValueError(
                 f"the path needs codes {rounded.min():.0f} to {rounded.max():.0f}, the DAC has 0 to {self.max_code}: "
-                f"scan a field of at most {float((room / away).min()):.2g} times {path.grid.fov_nm[0]:.4g} x "
-                f"{path.grid.fov_nm[1]:.4g} nm, or leave out the overscan"
+                f"scan a field of at most {share:.2f} times {path.grid.fov_nm[0]:.4g} x {path.grid.fov_nm[1]:.4g} nm, "
+                f"or with a longer dwell time{overscan}"
             )
         return rounded.astype(np.uint16)
 
@@ -259,13 +292,19 @@ class _Plan:
         """
         positions, dwell = path.positions.astype(np.float64), path.dwell_times_us.astype(np.float64)
         jumps = np.flatnonzero(path.jumps | (np.arange(len(path)) == 0))
-        leave, arrive = _velocities(path)
+        leave, arrive = (v.clip(-slew_px_per_us, slew_px_per_us) for v in _velocities(path))
         start, stop = positions[jumps - 1], positions[jumps]  # jumps[0] - 1 is the last position
         turning = (leave[jumps - 1] + arrive[jumps]) / 2
         way = stop - start - settle_us * turning
         hold = max(min(float(np.median(dwell)), MAX_SETTLING_HOLD_US), settle_us / MAX_FREE_HOLDS)
-        inserted = np.ceil((np.abs(way).max(axis=1) / slew_px_per_us + settle_us) / hold - 1e-9).astype(np.intp)
+        inserted = np.ceil((np.abs(way).max(axis=1) / slew_px_per_us + settle_us) / hold - 1e-9)
 
+        if len(path) + float(inserted.sum()) > MAX_HOLDS:
+            raise ValueError(
+                f"the jumps of the path take {inserted.sum():.3g} settling samples, at most {MAX_HOLDS} fit: "
+                f"choose a pattern with fewer jumps, or set a faster slew or a longer dwell time"
+            )
+        inserted = inserted.astype(np.intp)
         before = np.zeros(len(path), np.intp)
         before[jumps] = inserted
         samples = np.arange(len(path)) + np.cumsum(before)
@@ -303,8 +342,16 @@ def _middle(grid: ScanGrid) -> NDArray[np.float64]:
     return (np.array(grid.shape) - 1) / 2
 
 
+def _speeds(path: ScanPath, beam: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the speed of the beam between positions along its faster axis, 0 where it jumps, (n - 1,) [px/µs]."""
+    dwell = path.dwell_times_us.astype(np.float64)
+    speed = np.abs(np.diff(beam, axis=0)).max(axis=1, initial=0) / ((dwell[1:] + dwell[:-1]) / 2)
+    speed[path.jumps[1:]] = 0
+    return np.asarray(speed)
+
+
 def _longer_dwell(path: ScanPath, factor: float) -> str:
-    """Return the remedy: the dwell time that would do."""
-    if isinstance(path.dwell_time_us, float | int):
-        return f": dwell_time_us must be >= {path.dwell_time_us * factor:.3g}"
-    return f": the dwell times must be {factor:.3g} times as long"
+    """Return the remedy, rounded up: the dwell time that would do."""
+    if not isinstance(path.dwell_time_us, float | int):
+        return f": the dwell times must be {rounded_up(factor):g} times as long"
+    return f": dwell_time_us must be >= {rounded_up(path.dwell_time_us * factor):g}"

@@ -154,7 +154,7 @@ def test_show_prints_what_the_path_costs_and_how_far_it_leaves_pixels(
     assert not err
     dose = 6.241509 * 10 * 4 / 16  # 4 µs of 10 pA on 16 Å^2
     assert f"at 10 pA and 0.1 nm pixels {dose:.4g} e-/Å² over the field, {dose * 16 / 3:.4g} in a visited pixel" in out
-    assert "0.125 (1/8) of the full raster's dose and time; dose rate 3.901e+06 e-/Å²/s" in out
+    assert "0.125 (1/8) of the full raster's dose, settling aside; dose rate 3.901e+06 e-/Å²/s" in out
     assert "distance to the nearest measurement: mean 1.613, max 3.162 px" in out
     assert "slew needed: median 1, max 1 px/µs" in out
 
@@ -341,8 +341,8 @@ def test_a_cycle_tells_what_all_its_frames_cost(command: Callable[..., tuple[Any
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("coil={natural_frequency_khz: -1}", "--deflector coil: natural_frequency_khz must be > 0, got -1"),
-        ("slew=3", "slew"),
+        ("coil={natural_frequency_khz: -1}", "--deflector, coil: natural_frequency_khz must be > 0, got -1"),
+        ("slew_px_us=3", "--deflector: unknown key 'slew_px_us': did you mean 'slew_px_per_us'?"),
         ("bits", "--deflector takes key=VALUE, got 'bits'"),
         ("bits=99", "bits must be 8 to 16, got 99"),
     ],

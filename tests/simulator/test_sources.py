@@ -27,7 +27,7 @@ from lowdose.simulator.sources import SOURCES, Images, SpecimenFileError, natura
 
 GRID = ScanGrid((40, 40))
 RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
-SPECS = {"procedural": {"seed": 1}, "images": {"path": "ramp.tif"}}
+SPECS = {name: {"seed": 1} for name in SOURCES} | {"images": {"path": "ramp.tif"}}
 
 
 def opened(path, grid=GRID, **keys):

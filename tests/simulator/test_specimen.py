@@ -8,6 +8,7 @@ from scipy.interpolate import griddata
 
 from lowdose.scan_patterns import ScanGrid
 from lowdose.scan_patterns.spiral import Spiral
+from lowdose.simulator.canvas import Canvas
 from lowdose.simulator.specimen import Procedural, make_particles, projected_thickness
 
 GRID = ScanGrid((512, 512), pixel_size_nm=0.05)
@@ -66,7 +67,7 @@ def test_vacuum_and_film_are_dark_and_the_brightest_particle_is_near_full_scale(
 @pytest.mark.parametrize("shape", [(512, 512), (256, 1024)], ids=str)
 def test_median_diameter_follows_the_field_of_view(shape):
     grid = ScanGrid(shape, pixel_size_nm=0.02)
-    particles = make_particles(grid, (0.0, 0.0, 1.0), np.random.default_rng(1))
+    particles = make_particles(Canvas(grid), (0.0, 0.0, 1.0), np.random.default_rng(1))
     diameter_nm = np.median([2 * p.radius for p in particles])
     assert 0.08 < diameter_nm / (512 * 0.02) < 0.16
 
@@ -93,7 +94,7 @@ def test_lattice_has_the_spacing_of_the_metal_and_is_left_out_when_not_resolved(
 
 
 def test_no_beam_path_is_longer_than_the_particle_is_wide():
-    particle = make_particles(GRID, (0.0, 0.0, 1.0), np.random.default_rng(1))[0]
+    particle = make_particles(Canvas(GRID), (0.0, 0.0, 1.0), np.random.default_rng(1))[0]
     x = np.linspace(-2 * particle.radius, 2 * particle.radius, 101, dtype=np.float32)
     thickness = projected_thickness(x[:, None], x[None, :], particle)
     assert particle.radius < thickness.max() <= 2 * particle.radius * (1 + 1e-6)
