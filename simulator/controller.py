@@ -70,9 +70,7 @@ class Simulated:
     probe: Probe = field(default_factory=Probe)
     damage: Damage | None = None
 
-    def open(
-        self, specimen: SpecimenSource, *, channels: Sequence[str], beam_current_pa: float
-    ) -> SimulatedController:
+    def open(self, specimen: SpecimenSource, *, channels: Sequence[str], beam_current_pa: float) -> SimulatedController:
         """Return a controller that scans a specimen with a detector for each channel."""
         if unknown := [name for name in self.detectors if name not in channels]:
             raise ValueError(f"detectors: no channel is named {unknown[0]!r}, there are {', '.join(channels)}")
