@@ -37,6 +37,7 @@ SOURCES: dict[str, str] = {
     "holes": "lowdose.simulator.nanostructures:Holes",
     "biological": "lowdose.simulator.biological:Biological",
     "mixed": "lowdose.simulator.mixed:Mixed",
+    "changing": "lowdose.simulator.changing:Changing",
     "images": "lowdose.simulator.sources:Images",
 }
 """Every specimen source: name -> "module:Class", imported when it is chosen."""
