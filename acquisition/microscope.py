@@ -6,10 +6,12 @@ import logging
 import queue
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowdose.acquisition.beam_guard import MAX_TEXT, BeamGuard
+from lowdose.acquisition.continuity import BlockOrder, block_plan
 from lowdose.acquisition.messages import Reply, SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.realtime import collect, frozen_garbage_collector
 from lowdose.acquisition.scans import ScanBook, scan_values, spec_of
@@ -36,14 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.01
-REPORT_EVERY_S = 0.2
+TICK_S, REPORT_EVERY_S, COLLECT_EVERY_S, COMPLAIN_EVERY_S = 0.01, 0.2, 1.0, 1.0
 CONTROL_HELD_S = 3.0
-COLLECT_EVERY_S = 1.0
 
 
 class MicroscopeService:
-    """Runs one controller. `start` makes two threads: one answers requests and watches the beam, one scans.
+    """Runs one controller. Its threads: requests are answered, slow ones worked on, deadlines watched; one more scans.
 
     Parameters
     ----------
@@ -82,10 +82,12 @@ class MicroscopeService:
                 controller, safety, dose, beam_current_pa=beam.current_pa, emit=self._publisher.publish
             )
             self._next = self._current = self._scans.new(scan.pattern, scan.dwell_time_us, area_id=0)
-            self._controller.prepare(self._next.scan_id, self._next.paths)
+            self._prepare(self._next)
             opened.pop_all()
         self._admitted = ""
-        self._seq = 0
+        self._order = BlockOrder(controller.limits, self._scans.find)
+        self._streaming: tuple[str, int] | None = None  # scan and frame of the last block published
+        self._complained, self._complained_s = (0, 0), 0.0
         self._frames_left: int | None = None
         self._acquired = 0
         self._error: BaseException | None = None
@@ -105,9 +107,10 @@ class MicroscopeService:
 
     def start(self) -> None:
         """Begin to answer requests; the beam stays parked until somebody asks for a scan."""
+        watch = partial(self.guard.watch, self._stopping)
         self._threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True)
-            for name, loop in (("control", self._answer), ("work", self._run_work))
+            for name, loop in (("control", self._answer), ("work", self._run_work), ("watch", watch))
         ]
         for thread in self._threads:
             thread.start()
@@ -116,7 +119,8 @@ class MicroscopeService:
         """Make the beam safe, end all threads, close everything; twice is fine."""
         self.guard.make_safe("service_ended", reason)
         self._stopping.set()
-        self._work.put(None)
+        with suppress(queue.Full):  # of requests that wait for a driver that hangs
+            self._work.put_nowait(None)
         for thread in (*self._threads, self._scan_thread):
             if thread is not None:
                 thread.join(timeout=5)
@@ -144,15 +148,15 @@ class MicroscopeService:
         try:
             loop()
         except BaseException as error:
-            logger.exception("the microscope service failed")
-            self._error = error
             self.guard.make_safe("exception", f"{type(error).__name__}: {error}", "alarm")
+            self._error = error
             self._stopping.set()
+            logger.exception("the microscope service failed")
 
     # --- control ----------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
-        """Answer quick requests at once, hand slow ones to the work thread, watch the beam at every tick."""
+        """Answer quick requests at once, hand slow ones to the work thread."""
         next_report_s = 0.0
         while not self._stopping.is_set():
             received = self._control.receive(TICK_S)
@@ -160,7 +164,6 @@ class MicroscopeService:
                 self._dispatch(*received)
             while not self._done.empty():
                 self._control.reply(*self._done.get())
-            self.guard.check()
             if time.monotonic() >= next_report_s:
                 self._publish_report()
                 next_report_s = time.monotonic() + REPORT_EVERY_S
@@ -175,7 +178,7 @@ class MicroscopeService:
             self._control.reply(address, self._reply(request))
 
     def _run_work(self) -> None:
-        while (item := self._work.get()) is not None:
+        while (item := self._work.get()) is not None and not self._stopping.is_set():
             address, request, off_orders = item
             self._done.put((address, self._reply(request, off_orders)))
 
@@ -235,11 +238,17 @@ class MicroscopeService:
             raise TypeError(f"dwell_time_us must be a number, got {type(dwell_time_us).__name__}")
         in_use = {self._admitted, self._current.scan_id, self._next.scan_id}
         scan = self._scans.new(pattern, float(dwell_time_us), area_id=self.guard.area_id, keep=in_use)
-        self._controller.prepare(scan.scan_id, scan.paths)
+        self._prepare(scan)
         self._next = scan
         if self.guard.state != "scanning":
             self._current = scan
         return scan_values(scan, self._controller.limits)
+
+    def _prepare(self, scan: ScanStart) -> None:
+        """Hand a scan to the controller; what takes long is worked out now and kept, not while blocks are due."""
+        for path in scan.paths:
+            block_plan(path, self._controller.limits)
+        self._controller.prepare(scan.scan_id, scan.paths)
 
     def _do_start(self, request: Request, off_orders: int) -> dict[str, Any]:
         self._require_control(request)
@@ -258,14 +267,12 @@ class MicroscopeService:
             self._frames_left = frames
             if self._admitted:
                 self._next = self._scans.again(self._next, area_id=self.guard.area_id)
-                self._controller.prepare(self._next.scan_id, self._next.paths)
+                self._prepare(self._next)
             collect()  # now, while the beam is off
             self._controller.start(self._admit)
             self.guard.ensure_lease(request.client)
             self.guard.begin_scanning(off_orders_seen=off_orders)
-            self._scan_thread = threading.Thread(
-                target=self._guarded, args=(self._scan_loop,), name="scan", daemon=True
-            )
+            self._scan_thread = threading.Thread(target=self._scan_loop, name="scan", daemon=True)
             self._scan_thread.start()
         return scan_values(self._next, self._controller.limits)
 
@@ -280,6 +287,7 @@ class MicroscopeService:
 
     def _do_new_area(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
+        self._controller.new_area()
         return {"area_id": self.guard.new_area()}
 
     def _do_clear_alarm(self, request: Request) -> dict[str, Any]:
@@ -307,33 +315,51 @@ class MicroscopeService:
 
     def _scan_loop(self) -> None:
         """Stream the controller's samples; whatever ends the loop, the beam is off after it."""
-        announced, last_frame, collected_s = "", 0, time.monotonic()
+        self._streaming = None
         with frozen_garbage_collector():
-            try:
-                for samples in self._controller.blocks():
-                    if samples.scan_id != announced:
-                        if announced:
-                            self._publisher.publish(ScanEnd(announced, last_frame, "another scan follows"))
-                        announced = samples.scan_id
-                        self._announce(announced)
-                    self._publish_block(samples)
-                    last_frame = samples.frame_index
-                    if samples.ends_frame:
-                        self._acquired += 1
-                        if time.monotonic() - collected_s > COLLECT_EVERY_S:
-                            collect()
-                            collected_s = time.monotonic()
-            finally:
-                self.guard.make_safe("scan_ended", "the scan ended")
-                if announced:
-                    self._publisher.publish(ScanEnd(announced, last_frame, "stopped"))
+            self._guarded(self._stream)
+            self.guard.make_safe("scan_ended", "the scan ended")
+        self._announce_end("stopped")
+
+    def _stream(self) -> None:
+        collected_s = time.monotonic()
+        for samples in self._controller.blocks():
+            seq = self._order.number(samples)
+            self._complain()
+            if seq is None:
+                continue
+            self.guard.block_came(samples)
+            if self._streaming is None or samples.scan_id != self._streaming[0]:
+                self._announce_end("another scan follows")
+                self._announce(samples.scan_id)
+            self._publish_block(samples, seq)
+            self._streaming = samples.scan_id, samples.frame_index
+            if samples.ends_frame:
+                self._acquired += 1
+                if time.monotonic() - collected_s > COLLECT_EVERY_S:
+                    collect()
+                    collected_s = time.monotonic()
 
     def _announce(self, scan_id: str) -> None:
         self._current = self._scans.find(scan_id)
         self._publisher.publish(self._current)
         self._publish_report()
 
-    def _publish_block(self, samples: Samples) -> None:
+    def _announce_end(self, reason: str) -> None:
+        if self._streaming is not None:
+            self._publisher.publish(ScanEnd(*self._streaming, reason))
+
+    def _complain(self) -> None:
+        """Tell, at most once a second, how many blocks the controller has lost or delivered wrong."""
+        counted, now = (self._order.lost, self._order.refused), time.monotonic()
+        if counted > self._complained and now - self._complained_s > COMPLAIN_EVERY_S:
+            self._complained, self._complained_s = counted, now
+            text = (
+                f"the controller lost {counted[0]} blocks; {counted[1]} were not whole, doubled or misplaced: refused"
+            )
+            self.guard.report("blocks_wrong", text, "warning")
+
+    def _publish_block(self, samples: Samples, seq: int) -> None:
         self._publisher.publish(
             SampleBlock(
                 scan_id=samples.scan_id,
@@ -341,13 +367,12 @@ class MicroscopeService:
                 frame_index=samples.frame_index,
                 first=samples.first,
                 counts=samples.counts,
-                seq=self._seq,
+                seq=seq,
                 t_first_ns=samples.t_first_ns,
                 t_last_ns=samples.t_last_ns,
                 t_sent_ns=time.monotonic_ns(),
             )
         )
-        self._seq += 1
 
     # --- status -----------------------------------------------------------------------------------------------------
 
@@ -355,18 +380,15 @@ class MicroscopeService:
         self._publisher.publish(StatusReport("microscope", time.monotonic_ns(), self._report_values()))
 
     def _report_values(self) -> dict[str, Any]:
-        guard = self.guard
         held = time.monotonic() - self._control_seen_s < CONTROL_HELD_S
         return {
-            "state": guard.state,
-            "alarm": guard.alarm,
+            **self.guard.values(),
             "acquired": self._acquired,
-            "area_id": guard.area_id,
-            "dose_area_e_per_a2": guard.area_dose_e_per_a2,
-            "lease_holder": guard.lease_holder,
             "control_holder": self._control_holder if held else "",
             "dead_man": self._controller.limits.dead_man,
             "patterns": self._pattern_names,
+            "blocks_lost": self._order.lost,
+            "blocks_refused": self._order.refused,
             "has_listener": self._publisher.has_listener("samples"),
             "garbage": self._control.garbage,
             **scan_values(self._current, self._controller.limits),

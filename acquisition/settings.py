@@ -61,9 +61,13 @@ class DoseSettings(Settings):
 
 
 class SafetySettings(Settings):
-    """Bounds after which the beam is blanked."""
+    """Bounds after which the beam is blanked. A frame's own pace stretches the block deadline, never shortens it."""
 
     lease_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    block_deadline_ms: Annotated[float, Field(gt=0, le=60_000)] = 50.0
+    block_deadline_blocks: Annotated[float, Field(ge=1, le=100)] = 3.0
+    late_ms: Annotated[float, Field(gt=0, le=60_000)] = 5.0
+    check_every_ms: Annotated[float, Field(gt=0, le=100)] = 2.0
     blank_timeout_s: Annotated[float, Field(gt=0, le=10)] = 0.1
     allow_no_dead_man: bool = False
 

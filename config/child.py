@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOOK_S = 0.005
+"""Between two looks at whether a signal came: part of the time until the beam is off."""
+
 
 class Service(Protocol):
     """What the microscope and the reconstruction service have in common."""
@@ -70,7 +73,7 @@ def run_service(service: Service, *, child: bool) -> None:
     prepare_process()
     try:
         service.start()
-        while not stop.is_set() and not service.wait(0.05):
+        while not stop.is_set() and not service.wait(LOOK_S):
             pass
     finally:
         service.close()

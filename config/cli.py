@@ -259,6 +259,18 @@ def bench_latency(
     sys.exit(run_latency(settings, frames=frames, json_file=json_file))
 
 
+@bench_app.command("safety")
+def bench_safety(
+    trials: Annotated[int, typer.Option("--frames", min=1, help="Trials of each fault in each setup.")] = 15,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how fast the beam is off after every fault, by the simulated beam's own clock."""
+    from lowdose.config.bench_safety import run_safety
+
+    sys.exit(run_safety(_settings(None, overrides), trials=trials, json_file=json_file))
+
+
 @app.command()
 def doctor(gpu: Annotated[bool, typer.Option("--gpu", help="Look closer at the GPU.")] = False) -> None:
     """Tell what is installed, what would run where, and what is missing."""

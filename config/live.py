@@ -140,9 +140,14 @@ def _leave_behind(model: ViewModel, picture: Path | None, json_file: Path | None
         print(
             f"{summary['frames']} frames shown, {summary['acquired']} acquired, {summary['skipped']} skipped, "
             f"{summary['dropped']} blocks dropped, {summary['gaps']} gaps; {summary['pattern']} coverage "
-            f"{summary['coverage']:.4f}; engine {summary['engine']}; {summary['fps']:.1f} frames/s; "
-            f"latency p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
+            f"{_number(summary['coverage'], 4)}; engine {summary['engine']}; {_number(summary['fps'])} frames/s; "
+            f"latency p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms"
         )
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    """Return a figure, or a dash where a run was too short to have it."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _traced(frame: DenseFrame, t_received_ns: int, t_painted_ns: int) -> dict[str, Any]:

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowdose.acquisition.controllers.base import ControllerError, ControllerLimits, Samples, block_edges
+from lowdose.acquisition.controllers.base import (
+    BlankNotConfirmedError,
+    ControllerError,
+    ControllerLimits,
+    Samples,
+    block_edges,
+)
 from lowdose.acquisition.controllers.deflector import Deflector  # noqa: TC001 read when the settings are validated
 from lowdose.acquisition.settings import Pacing  # noqa: TC001 likewise
 from lowdose.simulator.damage import Damage  # noqa: TC001 likewise
 from lowdose.simulator.detector import USUAL_DETECTORS, Detector
 from lowdose.simulator.distortion import Distortion
 from lowdose.simulator.drift import Motion
+from lowdose.simulator.faults import NEVER_NS, Faults, InstrumentLog
 from lowdose.simulator.microscope import VirtualMicroscope
 from lowdose.simulator.probe import Probe
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowdose.scan_patterns.path import ScanPath
+    from lowdose.simulator.faults import Moment
     from lowdose.simulator.sources import SpecimenSource
 
 LIMITS = ControllerLimits(min_dwell_us=0.01, max_positions=1 << 26, look_ahead_ms=5.0, dead_man=True)
@@ -57,6 +65,10 @@ class Simulated:
         Its width and steadiness.
     damage : Damage, optional
         What the dose does to the specimen; default: nothing.
+    faults : Faults
+        What the driver does wrong; default: nothing.
+    log : str, optional
+        File for the instrument's own times, see `InstrumentLog`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 read by pydantic
@@ -69,6 +81,8 @@ class Simulated:
     motion: Motion = field(default_factory=Motion)
     probe: Probe = field(default_factory=Probe)
     damage: Damage | None = None
+    faults: Faults = field(default_factory=Faults)
+    log: str | None = None
 
     def open(self, specimen: SpecimenSource, *, channels: Sequence[str], beam_current_pa: float) -> SimulatedController:
         """Return a controller that scans a specimen with a detector for each channel."""
@@ -83,28 +97,46 @@ class Simulated:
             motion=self.motion,
             damage=self.damage,
         )
-        return SimulatedController(microscope, pacing=self.pacing, deflector=self.deflector, distortion=self.distortion)
+        return SimulatedController(
+            microscope,
+            pacing=self.pacing,
+            deflector=self.deflector,
+            distortion=self.distortion,
+            faults=self.faults,
+            log=None if self.log is None else InstrumentLog(self.log),
+        )
 
 
 class VirtualBeam:
     """The instrument's own side: scans what was handed over by its own clock, then blanks by itself.
 
     No more than `look_ahead_ns` of beam time is accepted ahead, and every hand-over ends with a blank: a host that
-    stops leaves a blanked beam within that time. This is the dead man.
+    stops leaves a blanked beam within that time. This is the dead man. Only a blanker that sticks leaves it on.
     """
 
-    def __init__(self, *, look_ahead_ns: int, clock: Callable[[], int]) -> None:
+    def __init__(self, *, look_ahead_ns: int, clock: Callable[[], int], log: InstrumentLog | None = None) -> None:
         self._look_ahead_ns = look_ahead_ns
-        self._clock = clock
+        self._clock, self._log = clock, log
         self._lock = threading.Lock()
         self._busy_until_ns = 0
         self.blanked = True
         self.parked = True
+        self.stuck = False
 
     @property
     def on(self) -> bool:
         """The beam reaches the specimen now."""
-        return not self.blanked and self._clock() < self._busy_until_ns
+        return self.stuck or (not self.blanked and self._clock() < self._busy_until_ns)
+
+    def stick(self) -> None:
+        """Leave the beam on for good: the blanker does not move any more."""
+        with self._lock:
+            self.stuck = True
+            self._note_on_until()
+
+    def _note_on_until(self) -> None:
+        if self._log is not None:
+            self._log.note("on_until", NEVER_NS if self.stuck else self._busy_until_ns)
 
     def room_at_ns(self, duration_ns: int) -> int:
         """Return when so much more beam time may be handed over."""
@@ -126,6 +158,7 @@ class VirtualBeam:
             if begin + duration_ns - now > self._look_ahead_ns:
                 raise ControllerError(f"more than {self._look_ahead_ns} ns of beam time handed over")
             self._busy_until_ns = begin + duration_ns
+            self._note_on_until()
             return begin, self._busy_until_ns
 
     def unblank(self) -> None:
@@ -138,6 +171,7 @@ class VirtualBeam:
         with self._lock:
             self.blanked = True
             self._busy_until_ns = min(self._busy_until_ns, self._clock())
+            self._note_on_until()
 
     def park(self) -> None:
         """Blank, and rest beside the field."""
@@ -147,11 +181,12 @@ class VirtualBeam:
 
 @dataclass(frozen=True)
 class _Course:
-    """A path as it is scanned: where the beam really is, and when each dwell ends, settling included."""
+    """A path as it is scanned: where the beam really is, when each dwell ends, settling included, and its pieces."""
 
     path: ScanPath
     seen: ScanPath
     ends_us: NDArray[np.float64]
+    cut: list[tuple[int, int, int, bool]]  # (first, stop, duration_ns, ends_block) of every piece
 
     @cached_property
     def waits_us(self) -> NDArray[np.float64]:
@@ -185,6 +220,10 @@ class SimulatedController:
         Turns the path into codes and inserts settling samples; None = the beam is wherever it is told.
     distortion : Distortion
         Where the beam really is.
+    faults : Faults, optional
+        What goes wrong.
+    log : InstrumentLog, optional
+        Takes the instrument's own times.
     clock, sleep : callable
         Monotonic time [ns] and waiting [s]; tests drive them.
     """
@@ -196,6 +235,8 @@ class SimulatedController:
         pacing: Pacing = "real_time",
         deflector: Deflector | None = None,
         distortion: Distortion | None = None,
+        faults: Faults | None = None,
+        log: InstrumentLog | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -204,7 +245,8 @@ class SimulatedController:
         self._distortion = distortion or Distortion()
         self._paced = pacing == "real_time"
         self._clock, self._sleep = clock, sleep
-        self.beam = VirtualBeam(look_ahead_ns=round(LIMITS.look_ahead_ms * 1e6), clock=clock)
+        self._faults, self._log = faults or Faults(), log
+        self.beam = VirtualBeam(look_ahead_ns=round(LIMITS.look_ahead_ms * 1e6), clock=clock, log=log)
         self._lock = threading.Lock()
         self._prepared: tuple[str, tuple[_Course, ...]] | None = None
         self._admit: Callable[[str, ScanPath], bool] = lambda _scan_id, _path: False
@@ -225,9 +267,12 @@ class SimulatedController:
             self._prepared = (scan_id, courses)
 
     def _course(self, path: ScanPath) -> _Course:
-        deflector = self._limits.deflector
-        ends_us = path.dwell_times_us.cumsum(dtype="f8") if deflector is None else deflector.drive(path).ends_us
-        return _Course(path, self._distortion.seen(path, deflector), ends_us)
+        """Return all that depends on the path alone: between two blocks there is no time for it."""
+        ends_us, seen = self._limits.ends_us(path), self._distortion.seen(path, self._limits.deflector)
+        course = _Course(path, seen, ends_us, self._cut(ends_us))
+        _ = seen.flat_pixels, course.waits_us  # kept from now on; 0.2 s for 2048 x 2048 positions
+        self._microscope.warm_up(seen)
+        return course
 
     def start(self, admit: Callable[[str, ScanPath], bool]) -> None:
         """Get ready to scan."""
@@ -237,7 +282,15 @@ class SimulatedController:
         self._stopped.clear()
 
     def blocks(self) -> Iterator[Samples]:
-        """Yield samples until stopped, blanked, or until a frame is not admitted.
+        """Yield samples until stopped, blanked, or until a frame is not admitted, with what goes wrong."""
+        return self._faults.disturb(self._scanned(), sleep=self._sleep, stick=self.beam.stick, note=self._note)
+
+    def _note(self, moment: Moment) -> None:
+        if self._log is not None:
+            self._log.note(moment, self._clock())
+
+    def _scanned(self) -> Iterator[Samples]:
+        """Yield samples as measured.
 
         One loop keeps the beam supplied and delivers each block the moment the beam has passed it.
         """
@@ -269,11 +322,10 @@ class SimulatedController:
                 prepared_id, courses = self._prepared or ("", ())
             if prepared_id != scan_id:
                 scan_id, frame_index = prepared_id, 0
-                cuts = [self._cut(course.ends_us) for course in courses]
             turn = frame_index % len(courses)
             if not self._admit(scan_id, courses[turn].path):
                 return
-            for first, stop, duration_ns, ends_block in cuts[turn]:
+            for first, stop, duration_ns, ends_block in courses[turn].cut:
                 yield _Piece(scan_id, courses[turn], frame_index, first, stop, duration_ns, ends_block)
             frame_index += 1
 
@@ -303,14 +355,25 @@ class SimulatedController:
     def blank(self, timeout_s: float) -> None:
         """Turn the beam off."""
         self.beam.blank()
+        self._require_off(timeout_s)
 
     def park(self, timeout_s: float) -> None:
         """Blank and rest beside the field."""
         self.beam.park()
+        self._require_off(timeout_s)
+
+    def _require_off(self, timeout_s: float) -> None:
+        if self.beam.stuck:
+            self._sleep(timeout_s)
+            raise BlankNotConfirmedError("the detectors still see the beam")
 
     def stop(self) -> None:
         """End `blocks` at once."""
         self._stopped.set()
+
+    def new_area(self) -> None:
+        """Look at an area of the specimen that has had no dose."""
+        self._microscope.renew()
 
     def close(self) -> None:
         """Stop, blank and park; twice is fine."""

@@ -74,8 +74,6 @@ class Exposure:
         self._cell_px = max(1, round(damage.spread_nm / grid.pixel_size_nm / CELLS_PER_SPREAD))
         self._electrons = np.zeros([-(-n // self._cell_px) for n in grid.shape], np.float32)  # in units of 1 px
         self._dose = np.zeros_like(self._electrons)
-        self._image: NDArray[np.float32] | None = None
-        self._coarse: NDArray[np.float32] | None = None
 
     def expose(
         self, positions: NDArray[np.float32], dwell_times_us: NDArray[np.float32], beam_current_pa: float
@@ -94,25 +92,21 @@ class Exposure:
         """Return the dose that counts at positions [pixel], (m,) [e-/Å^2]."""
         return bilinear(self._dose, (positions + 0.5) / self._cell_px - 0.5)
 
-    def seen(
-        self, image: NDArray[np.float32], share: NDArray[np.float32], positions: NDArray[np.float32]
+    def left(
+        self, share: NDArray[np.float32], coarse: NDArray[np.float32], positions: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return what is left of the specimen at positions, of which an unharmed one would show `share`."""
+        """Return what is left of the specimen at positions, of which an unharmed one would show `share`.
+
+        `coarse` is what it shows there without any detail.
+        """
         left = np.exp(-self.dose_e_per_a2(positions) / np.float32(self._damage.critical_dose_e_per_a2))
-        coarse = bilinear(self._without_detail(image), positions)
         kept = 1 - np.float32(self._damage.mass_loss) * (1 - left)
         return np.asarray((coarse + (share - coarse) * left) * kept)
 
-    def _without_detail(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._image is not image or self._coarse is None:
-            self._image = image
-            self._coarse = _mean_over(image, self._damage.detail_nm / self._grid.pixel_size_nm)
-        return self._coarse
 
-
-def _mean_over(image: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
-    """Return an image smoothed by about a Gaussian: three boxes, whose time does not grow with their width."""
-    size = max(1, round(math.sqrt(12 * sigma_px**2 / 3 + 1)))
+def without_detail(image: NDArray[np.float32], damage: Damage, grid: ScanGrid) -> NDArray[np.float32]:
+    """Return an image smoothed over `detail_nm`: three boxes, about a Gaussian, whose time does not grow with it."""
+    size = max(1, round(math.sqrt(12 * (damage.detail_nm / grid.pixel_size_nm) ** 2 / 3 + 1)))
     for _ in range(3):
         image = uniform_filter(image, size, mode="nearest")
     return image

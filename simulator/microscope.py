@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from lowdose.simulator.damage import Damage, Exposure
+from lowdose.simulator.damage import Damage, Exposure, without_detail
 from lowdose.simulator.detector import Readout
 from lowdose.simulator.interpolation import bilinear
 from lowdose.simulator.probe import Emitter, Probe
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.path import ScanPath
     from lowdose.simulator.detector import Detector
     from lowdose.simulator.drift import Motion
@@ -63,10 +66,7 @@ class VirtualMicroscope:
         self._mover = None if motion is None or motion.still else motion.start()
         self._damage = damage
         self._exposure: Exposure | None = None
-        self._path: ScanPath | None = None
-        self._on_pixels = False
-        self._sharp: NDArray[np.float32] | None = None
-        self._blurred: NDArray[np.float32] | None = None
+        self._made: _Images | None = None
 
     def acquire(
         self, path: ScanPath, first: int, stop: int, t_s: float, *, waits_us: NDArray[np.float64] | None = None
@@ -100,6 +100,11 @@ class VirtualMicroscope:
             ]
         )
 
+    def warm_up(self, path: ScanPath) -> None:
+        """Work out what is kept for a path and the first image: between two blocks there is no time for it."""
+        self._images(self._specimen.frame(0.0), path.grid)
+        _lies_on_pixels(path)
+
     def renew(self) -> None:
         """Move to an area that has had no dose yet."""
         self._exposure = None
@@ -114,33 +119,47 @@ class VirtualMicroscope:
         waits_us: NDArray[np.float64],
     ) -> NDArray[np.float32]:
         """Return the specimen under the beam, (m,), as far as it is still there."""
-        image = self._under_probe(path, self._specimen.frame(t_s))
-        if self._mover is None and self._damage is None and self._lies_on_pixels(path):
-            return image.reshape(-1).take(path.flat_pixels[first:stop])
+        images = self._images(self._specimen.frame(t_s), path.grid)
+        if self._mover is None and self._damage is None and _lies_on_pixels(path):
+            return images.seen.reshape(-1).take(path.flat_pixels[first:stop])
         positions = path.positions[first:stop]
         if self._mover is not None:
             times_s = t_s + 1e-6 * (np.cumsum(dwell_us + waits_us) - dwell_us / 2)
             moved_px = self._mover.moved_nm(times_s) / path.grid.pixel_size_nm
             positions = (positions - moved_px).astype(np.float32)
-        share = bilinear(image, positions)
+        share = bilinear(images.seen, positions)
         if self._damage is None:
             return share
-        if self._exposure is None:
-            self._exposure = Exposure(self._damage, path.grid)
-        self._exposure.expose(positions, dwell_us, self._beam_current_pa)
-        return self._exposure.seen(image, share, positions)
+        exposure = self._exposure or Exposure(self._damage, path.grid)
+        self._exposure = exposure
+        exposure.expose(positions, dwell_us, self._beam_current_pa)
+        return exposure.left(share, bilinear(images.coarse, positions), positions)
 
-    def _lies_on_pixels(self, path: ScanPath) -> bool:
-        if self._path is not path:
-            self._path = path
-            self._on_pixels = bool((path.positions == path.pixels).all() and path.inside.all())
-        return self._on_pixels
+    def _images(self, image: NDArray[np.float32], grid: ScanGrid) -> _Images:
+        """Return what is made of a specimen's image, once for each; set whole, for any thread may ask."""
+        made = self._made
+        if made is None or made.image is not image:
+            blur_px = self._probe.blur_nm / grid.pixel_size_nm
+            seen = gaussian_filter(image, blur_px, mode="nearest") if blur_px > 0 else image
+            coarse = seen if self._damage is None else without_detail(seen, self._damage, grid)
+            made = self._made = _Images(image, seen, coarse)
+        return made
 
-    def _under_probe(self, path: ScanPath, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the image as wide as the probe shows it, made once for each image."""
-        if self._probe.blur_nm == 0:
-            return image
-        if self._sharp is not image or self._blurred is None:
-            self._sharp = image
-            self._blurred = gaussian_filter(image, self._probe.blur_nm / path.grid.pixel_size_nm, mode="nearest")
-        return self._blurred
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """A specimen's image, as wide as the probe shows it, and that without its detail."""
+
+    image: NDArray[np.float32]
+    seen: NDArray[np.float32]
+    coarse: NDArray[np.float32]
+
+
+_on_pixels: WeakKeyDictionary[ScanPath, bool] = WeakKeyDictionary()
+
+
+def _lies_on_pixels(path: ScanPath) -> bool:
+    """Tell whether every position is the centre of a pixel, so that nothing is interpolated; kept while the path is."""
+    if path not in _on_pixels:
+        _on_pixels[path] = bool((path.positions == path.pixels).all() and path.inside.all())
+    return _on_pixels[path]

@@ -69,6 +69,10 @@ class ControllerLimits:
         """Return how long the beam is on in one frame along a path, settling and flyback included [µs]."""
         return path.duration_us if self.deflector is None else self.deflector.drive(path).beam_time_us
 
+    def ends_us(self, path: ScanPath) -> NDArray[np.float64]:
+        """Return when each dwell of a frame ends, settling included, since the frame began, (n,) [µs]."""
+        return path.dwell_times_us.cumsum(dtype="f8") if self.deflector is None else self.deflector.drive(path).ends_us
+
     def unreached(self, path: ScanPath) -> int:
         """Return how many positions the modelled beam misses: the centre of a spiral, hops that are too sharp."""
         return 0 if self.deflector is None else int(self.deflector.drive(path).unreached.sum())
@@ -146,6 +150,10 @@ class ScanController(Protocol):
 
     def stop(self) -> None:
         """End `blocks` at once; no further position is visited."""
+        ...
+
+    def new_area(self) -> None:
+        """Take note that the stage has moved to an area that has had no dose; called while blanked or scanning."""
         ...
 
     def close(self) -> None:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from lowdose.acquisition import beam_guard
 from lowdose.acquisition.beam_guard import BeamGuard
-from lowdose.acquisition.controllers.base import BlankNotConfirmedError, ControllerLimits
+from lowdose.acquisition.continuity import block_plan
+from lowdose.acquisition.controllers.base import BlankNotConfirmedError, ControllerLimits, Samples
 from lowdose.acquisition.controllers.deflector import Deflector
 from lowdose.acquisition.settings import DoseSettings, SafetySettings
 from lowdose.scan_patterns import ScanGrid, ScanPath
-from lowdose.scan_patterns.dose import frame_dose_e_per_a2
+from lowdose.scan_patterns.dose import dose_rate_e_per_a2_s, frame_dose_e_per_a2
 
 PATH = ScanPath(ScanGrid((4, 4)), [[0, 0], [1, 1]], 1.0)
 FRAME_DOSE = frame_dose_e_per_a2(PATH, 25.0)
 SAFE = ["blank", "stop", "park"]
+PATIENT = SafetySettings(block_deadline_ms=60_000)
+"""For tests of anything but the block deadline: no block ever comes in them."""
 
 
 class NotingController:
-    """Notes every call; what is in `fails` is raised instead of done."""
+    """Notes every call; what is in `fails` is raised instead of done, what is in `hangs` waits for `let_go`."""
 
     limits = ControllerLimits(min_dwell_us=0.01, max_positions=1_000, look_ahead_ms=5.0, dead_man=True)
 
     def __init__(self):
         self.calls, self.fails, self.timeouts_s = [], {}, []
         self.beam_on = False
+        self.hangs, self.let_go = set(), threading.Event()
+        self.on_call = lambda _name: None
 
     def _called(self, name, beam_on):
         self.calls.append(name)
+        self.on_call(name)
+        if name in self.hangs:
+            self.let_go.wait(5)
         if name in self.fails:
             raise self.fails[name]
         self.beam_on = self.beam_on if beam_on is None else beam_on
@@ -57,7 +69,7 @@ class Bench:
         self.controller = NotingController()
         self.guard = BeamGuard(
             self.controller,
-            safety or SafetySettings(),
+            safety or PATIENT,
             DoseSettings(budget_e_per_a2=budget),
             beam_current_pa=25.0,
             emit=self.events.append,
@@ -351,3 +363,213 @@ def test_a_frame_whose_settling_alone_breaks_the_budget_is_not_begun(monkeypatch
     bench = Bench(budget=2 * frame_dose_e_per_a2(path, 25.0))
     assert not bench.guard.admit(path)
     assert bench.guard.area_dose_e_per_a2 == 0
+
+
+# --- block deadline -------------------------------------------------------------------------------------------------
+
+SLOW = ScanPath(ScanGrid((4, 4)), [[0, 0], [1, 1]], 1e6)
+"""Blocks of a second."""
+
+
+def block(bench, path=PATH, *, late_ms=0.0, taken_ms=0.0):
+    """Return a block whose last sample was so long ago, and whose first that much earlier."""
+    plan = block_plan(path, NotingController.limits)
+    last_ns = round(bench.now_s * 1e9 - late_ms * 1e6)
+    counts = np.ones((1, plan.stops[0]), np.uint16)
+    return Samples("scan", path, 0, 0, counts, last_ns - round(taken_ms * 1e6), last_ns)
+
+
+@pytest.fixture
+def strict():
+    return Bench(safety=SafetySettings(lease_s=60)).scanning()
+
+
+def test_a_scan_without_a_block_for_50_ms_is_blanked_and_says_so(strict):
+    strict.now_s += 0.0499
+    strict.guard.check()
+    assert strict.controller.calls == []
+    strict.now_s += 0.0002
+    strict.guard.check()
+    assert strict.controller.calls == SAFE
+    assert strict.guard.state == "parked"
+    assert strict.said == [("block_deadline", "warning")]
+    assert strict.events[0].text == "the controller delivered nothing for 50 ms"
+
+
+def test_every_block_sets_a_new_deadline(strict):
+    for _ in range(10):
+        strict.now_s += 0.04
+        strict.guard.block_came(block(strict))
+        strict.guard.check()
+    assert strict.guard.state == "scanning"
+    strict.now_s += 0.0501
+    strict.guard.check()
+    assert strict.said == [("block_deadline", "warning")]
+
+
+def test_long_blocks_have_three_times_their_own_time(strict):
+    strict.guard.admit(SLOW)
+    for wait_s in (2.9, 0.2):
+        assert strict.guard.state == "scanning"
+        strict.now_s += wait_s
+        strict.guard.check()
+    assert strict.said == [("block_deadline", "warning")]
+
+
+def test_frames_that_are_admitted_do_not_replace_blocks(strict):
+    for _ in range(6):
+        strict.guard.admit(PATH)
+        strict.now_s += 0.0101
+        strict.guard.check()
+    assert strict.said == [("block_deadline", "warning")]
+
+
+def test_the_last_long_block_may_still_come_when_a_scan_of_short_ones_is_admitted(strict):
+    strict.guard.admit(SLOW)
+    strict.guard.block_came(block(strict, SLOW))
+    strict.guard.admit(PATH)
+    strict.now_s += 1.0
+    strict.guard.check()
+    assert strict.guard.state == "scanning"
+
+
+def test_settling_within_a_block_is_part_of_its_time(monkeypatch):
+    limits = replace(NotingController.limits, deflector=Deflector(settle_us=1000, precompensate=False))
+    monkeypatch.setattr(NotingController, "limits", limits)
+    path = ScanPath(ScanGrid((64, 64)), np.tile([[0, 0], [0, 60]], (128, 1)), 1.0, np.ones(256, bool))
+    bench = Bench(safety=SafetySettings(lease_s=60, block_deadline_ms=5)).scanning()
+    bench.guard.admit(path)
+    bench.now_s += 0.027  # 256 samples of 1 us alone would have 5 ms
+    bench.guard.check()
+    assert bench.guard.state == "scanning"
+    bench.now_s += 0.004  # a block with settling lasts at most 10 ms
+    bench.guard.check()
+    assert bench.guard.state == "parked"
+
+
+def test_all_bounds_are_settings():
+    bench = Bench(safety=SafetySettings(lease_s=60, block_deadline_ms=200, block_deadline_blocks=1)).scanning()
+    bench.guard.admit(SLOW)
+    bench.now_s += 0.9
+    bench.guard.check()
+    assert bench.guard.state == "scanning"
+    bench.now_s += 0.2
+    bench.guard.check()
+    assert bench.guard.state == "parked"
+
+
+def test_without_a_scan_no_block_is_missed(bench):
+    bench.now_s += 1_000
+    bench.guard.check()
+    assert bench.events == []
+
+
+# --- late -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_that_comes_more_than_5_ms_late_is_an_event_with_how_much(strict):
+    strict.guard.block_came(block(strict, late_ms=4.9))
+    assert strict.said == []
+    strict.guard.block_came(block(strict, late_ms=12.34))
+    assert strict.said == [("late", "info")]
+    assert "late_ms=12.3" in strict.events[0].text
+    assert (strict.guard.late, strict.guard.late_ms) == (1, pytest.approx(12.34))
+
+
+def test_one_stall_is_told_once_and_the_next_one_again(strict):
+    for late_ms in (12, 10, 8, 0, 20, 18):
+        strict.guard.block_came(block(strict, late_ms=late_ms))
+    assert strict.said == [("late", "info")] * 2
+    assert strict.guard.late == 2
+
+
+@pytest.mark.parametrize("dead_man", [True, False])
+def test_a_beam_that_is_held_while_the_host_stalls_is_paid_for(dead_man, monkeypatch):
+    monkeypatch.setattr(NotingController, "limits", replace(NotingController.limits, dead_man=dead_man))
+    bench = Bench(safety=SafetySettings(lease_s=60, allow_no_dead_man=True)).scanning()
+    rate = dose_rate_e_per_a2_s(PATH.grid, 25.0)
+    bench.guard.admit(PATH)
+    bench.now_s += 0.020  # of which the block itself takes 2 us
+    bench.guard.block_came(block(bench))
+    held_s = 0.020 - 2e-6
+    assert bench.guard.area_dose_e_per_a2 - FRAME_DOSE == pytest.approx(0 if dead_man else rate * held_s)
+    bench.now_s += 0.030  # a stall that ends in a blank
+    bench.guard.make_safe("stopped", "stopped by me")
+    held_s += 0.030
+    assert bench.guard.area_dose_e_per_a2 - FRAME_DOSE == pytest.approx(0 if dead_man else rate * held_s)
+
+
+# --- a driver that hangs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hanging", ["blank", "stop", "park"])
+def test_a_step_that_never_returns_is_an_alarm_and_the_others_are_tried(hanging, monkeypatch):
+    monkeypatch.setattr(beam_guard, "GRACE_S", 0.0)
+    bench = Bench(safety=SafetySettings(blank_timeout_s=0.01, block_deadline_ms=60_000)).scanning()
+    bench.controller.hangs = {hanging}
+    bench.guard.make_safe("stopped", "stopped by me")
+    assert bench.controller.calls == SAFE
+    assert bench.guard.state == "fault"
+    assert bench.guard.alarm == f"'{hanging}' did not return within 0.01 s"
+    assert bench.said == [("stopped", "info"), ("blank_not_confirmed", "alarm")]
+    bench.controller.let_go.set()
+
+
+def test_an_unblank_that_never_returns_blanks_and_latches_an_alarm(monkeypatch):
+    monkeypatch.setattr(beam_guard, "GRACE_S", 0.0)
+    bench = Bench(safety=SafetySettings(blank_timeout_s=0.01))
+    bench.controller.hangs = {"unblank"}
+    with pytest.raises(BlankNotConfirmedError, match="'unblank' did not return"):
+        bench.guard.begin_scanning()
+    assert bench.controller.calls == ["unblank", *SAFE]
+    assert bench.guard.state == "fault"
+    bench.controller.let_go.set()
+
+
+def test_deadlines_are_checked_in_a_thread_of_their_own():
+    bench = Bench(safety=SafetySettings(lease_s=60, check_every_ms=1)).scanning()
+    end, blanked = threading.Event(), threading.Event()
+    bench.controller.on_call = lambda name: name == "park" and blanked.set()
+    watching = threading.Thread(target=bench.guard.watch, args=(end,))
+    watching.start()
+    bench.now_s += 1
+    assert blanked.wait(5)
+    end.set()
+    watching.join(5)
+    assert not watching.is_alive()
+    assert bench.said == [("block_deadline", "warning")]
+
+
+def test_the_beam_is_blanked_before_anything_is_told(bench):
+    told = []
+    bench.guard._emit = lambda event: told.append((event.kind, list(bench.controller.calls)))
+    bench.scanning().guard.make_safe("stopped", "stopped by me")
+    assert told == [("stopped", SAFE)]
+
+
+def test_an_event_is_stamped_with_when_it_was_noticed(bench):
+    bench.scanning()
+    bench.controller.on_call = lambda _name: setattr(bench, "now_s", bench.now_s + 1)
+    bench.guard.make_safe("stopped", "stopped by me")
+    assert bench.events[0].t_ns == 1_000_000_000_000
+
+
+def test_blanked_comes_before_parked(bench):
+    states = []
+    bench.scanning().controller.on_call = lambda _name: states.append(bench.guard.state)
+    bench.guard.make_safe("stopped", "stopped by me")
+    assert [*states, bench.guard.state] == ["scanning", "blanked", "blanked", "parked"]
+
+
+def test_the_thread_that_orders_the_beam_ends_with_its_guard():
+    def beam_threads():
+        return {thread for thread in threading.enumerate() if thread.name == "beam"}
+
+    before = beam_threads()
+    bench = Bench().scanning()
+    (mine,) = beam_threads() - before
+    bench.guard.make_safe("stopped", "stopped by me")
+    del bench
+    gc.collect()
+    mine.join(5)
+    assert not mine.is_alive()

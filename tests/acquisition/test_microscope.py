@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 
 from lowdose.acquisition import microscope
-from lowdose.acquisition.assembly import FrameAssembler
+from lowdose.acquisition.assembly import FrameAssembler, SequenceCounter
 from lowdose.acquisition.client import MicroscopeClient
-from lowdose.acquisition.controllers.base import BlankNotConfirmedError, ControllerLimits, Samples
+from lowdose.acquisition.controllers.base import (
+    BlankNotConfirmedError,
+    ControllerError,
+    ControllerLimits,
+    Samples,
+    block_edges,
+)
 from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.microscope import MicroscopeService
 from lowdose.acquisition.scans import MAX_SCANS_REMEMBERED
@@ -25,6 +31,7 @@ from lowdose.scan_patterns import ScanGrid
 from lowdose.scan_patterns.dose import frame_dose_e_per_a2
 from lowdose.scan_patterns.pattern import load_pattern_class
 from lowdose.simulator.controller import Simulated
+from lowdose.simulator.faults import Faults
 
 GRID = ScanGrid((32, 32))
 RASTER = {"name": "raster"}
@@ -40,7 +47,7 @@ class Flat:
 
 
 class FakeController:
-    """Scans at once, one block a frame; notes every call; raises what is in `fails` instead."""
+    """Scans at once; notes every call; raises what is in `fails` instead."""
 
     limits = ControllerLimits(min_dwell_us=0.5, max_positions=2_000, look_ahead_ms=5.0, dead_man=True)
 
@@ -79,7 +86,9 @@ class FakeController:
                 return
             self.may_go_on.wait(5)
             self._called("blocks")
-            yield Samples(scan_id, path, k, 0, np.ones((1, len(path)), np.uint16), 1, 2)
+            for first, stop in pairwise(block_edges(self.limits.ends_us(path))):
+                now = time.monotonic_ns()
+                yield Samples(scan_id, path, k, first, np.ones((1, stop - first), np.uint16), now, now)
             k += 1
             self._stopped.wait(0.001)
 
@@ -90,6 +99,9 @@ class FakeController:
     def blank(self, timeout_s):
         self._called("blank")
         self.beam_on = False
+
+    def new_area(self):
+        self._called("new_area")
 
     def park(self, timeout_s):
         self._called("park")
@@ -110,6 +122,10 @@ def make_pattern(mapping, grid):
 
 def simulated(pacing="real_time"):
     return Simulated(pacing=pacing).open(Flat(), channels=("HAADF",), beam_current_pa=25.0)
+
+
+def faulty(**faults):
+    return Simulated(faults=Faults(**faults)).open(Flat(), channels=("HAADF",), beam_current_pa=25.0)
 
 
 class Console:
@@ -159,14 +175,25 @@ class Console:
         self._ears.close()
 
 
-def service_of(controller, *, pattern=RASTER, dwell_time_us=10.0, budget=None, lease_s=30.0, network=None):
+def service_of(
+    controller,
+    *,
+    pattern=RASTER,
+    dwell_time_us=10.0,
+    budget=None,
+    lease_s=30.0,
+    deadline_ms=30_000.0,
+    late_ms=30_000.0,
+    network=None,
+):
+    """Return a service whose patience outlasts any test on a busy machine, unless a test shortens it."""
     return MicroscopeService(
         controller,
         GRID,
         ScanSettings(pattern=dict(pattern), dwell_time_us=dwell_time_us, seed=3),
         BeamSettings(),
         DoseSettings(budget_e_per_a2=budget),
-        SafetySettings(lease_s=lease_s),
+        SafetySettings(lease_s=lease_s, block_deadline_ms=deadline_ms, late_ms=late_ms),
         network or NetworkSettings(control="tcp://127.0.0.1:0", samples="tcp://127.0.0.1:0"),
         make_pattern=make_pattern,
         pattern_names=("raster", "lattice"),
@@ -707,6 +734,106 @@ def test_a_port_in_use_is_named_and_the_other_one_let_go(taken):
 
 
 # --- status ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("faults", "lost", "refused", "holes"),
+    [({"drop": 5}, 1, 0, 256), ({"duplicate": 5}, 0, 1, 0), ({"reorder": 5}, 0, 0, 0), ({"wrong_count": 5}, 1, 1, 256)],
+    ids=str,
+)
+def test_a_fault_of_the_controller_is_counted_and_shown_and_never_a_wrong_picture(faults, lost, refused, holes):
+    with running(faulty(**faults)) as console:
+        console["me"].start(frames=3)
+        console.listen_to_the_end()
+        status = console["me"].status()
+        assert (status["blocks_lost"], status["blocks_refused"]) == (lost, refused)
+        assert ("blocks_wrong", "warning") in console.said()
+        assembler, missed = FrameAssembler(console.of(ScanStart)[0]), SequenceCounter()
+        blocks = console.of(SampleBlock)
+        for block in blocks:
+            missed.saw(block.seq)
+        frames = [frame for block in blocks for frame in assembler.add(block, 0)] + assembler.finish()
+    assert missed.dropped == lost
+    assert [int((~frame.mask).sum()) for frame in frames] == [0, holes, 0]
+
+
+def test_a_controller_that_delivers_nothing_any_more_is_blanked():
+    with running(faulty(stall=6), deadline_ms=50.0) as console:
+        console["me"].start()
+        console.listen(until=lambda: ("block_deadline", "warning") in console.said())
+        console.listen_to_the_end()
+        assert_dark(console.controller)
+        assert len(console.of(SampleBlock)) == 6
+
+
+def test_a_controller_whose_blocks_are_all_refused_is_blanked():
+    controller = FakeController()
+    with running(controller, deadline_ms=50.0) as console:
+        console.service._order.number = lambda _samples: None
+        console["me"].start()
+        console.listen(until=lambda: ("block_deadline", "warning") in console.said())
+        assert not controller.beam_on
+
+
+def test_a_late_block_is_an_event_and_the_scan_goes_on():
+    with running(faulty(late=3, late_ms=40), late_ms=5.0) as console:
+        console["me"].start(frames=3)
+        console.listen_to_the_end()
+        assert [kind for kind, _ in console.said() if kind == "late"]
+        status = console["me"].status()
+        assert status["late"] >= 1
+        assert status["late_ms"] > 5
+        assert len(console.of(SampleBlock)) == 12
+
+
+def test_a_driver_that_dies_blanks_and_ends_the_service(caplog):
+    with running(faulty(die=3)) as console:
+        console["me"].start()
+        assert console.service.wait(5)
+        assert_dark(console.controller)
+        console.listen(until=lambda: ("exception", "alarm") in console.said())
+        with pytest.raises(ControllerError, match="after 3 blocks"):
+            console.service.maybe_raise()
+
+
+def test_a_blanker_that_sticks_latches_an_alarm_and_no_scan_begins():
+    with running(faulty(refuse_to_blank=3)) as console:
+        console["me"].start()
+        console.listen(until=lambda: len(console.of(SampleBlock)) > 4)
+        console["me"].blank()
+        console.listen(until=lambda: ("blank_not_confirmed", "alarm") in console.said())
+        assert console["me"].status()["alarm"] == "the detectors still see the beam"
+        console["me"].clear_alarm()
+        assert console.state == "fault"
+        with pytest.raises(ControlRefusedError, match="alarm"):
+            console["me"].start()
+
+
+def test_deadlines_are_kept_while_a_slow_request_waits_for_the_driver():
+    controller = FakeController()
+    with running(controller, lease_s=0.2) as console, ControlClient(console.service.endpoints["control"], "b") as other:
+        console["me"].start()
+        controller.slow_prepare.clear()
+        with pytest.raises(TimeoutError):
+            other.request("configure", {}, 0.02)
+        console.listen(until=lambda: ("lease_lost", "warning") in console.said())
+        assert not controller.beam_on
+        controller.slow_prepare.set()
+
+
+def test_a_service_ends_though_its_driver_hangs_with_requests_waiting():
+    controller = FakeController()
+    with running(controller) as console, ControlClient(console.service.endpoints["control"], "slow") as slow:
+        controller.slow_prepare.clear()
+        for _ in range(33):
+            with pytest.raises(TimeoutError):
+                slow.request("configure", {}, 0.001)
+        closing = threading.Thread(target=console.service.close)
+        closing.start()
+        assert console.service.wait(5)
+        controller.slow_prepare.set()
+        closing.join(10)
+        assert not closing.is_alive()
 
 
 def test_reports_come_by_themselves_and_say_what_is_going_on():
