@@ -11,6 +11,7 @@ from lowdose.acquisition.controllers.base import ControllerError, ControllerLimi
 from lowdose.scan_patterns import ScanGrid, ScanPath
 from lowdose.scan_patterns.raster import Raster
 from lowdose.simulator.controller import LIMITS, Simulated, SimulatedController, VirtualBeam
+from lowdose.simulator.damage import Damage
 from lowdose.simulator.detector import Detector
 from lowdose.simulator.microscope import VirtualMicroscope
 from lowdose.simulator.specimen import Procedural
@@ -225,3 +226,17 @@ def test_seeded_noise_repeats():
         return np.concatenate([b.counts for b in controller.blocks()], axis=1)
 
     np.testing.assert_array_equal(first_counts(), first_counts())
+
+
+def test_a_new_area_has_had_no_dose(clock):
+    controller = Simulated(pacing="as_fast_as_possible", damage=Damage(critical_dose_e_per_a2=100.0)).open(
+        Procedural(1).open(GRID), channels=("HAADF",), beam_current_pa=25.0
+    )
+    microscope = controller._microscope
+    controller.prepare("scan", raster())
+    controller.start(frames_limit(3))
+    controller.unblank()
+    list(controller.blocks())
+    assert microscope._exposure is not None
+    controller.new_area()
+    assert microscope._exposure is None
