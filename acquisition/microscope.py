@@ -355,7 +355,7 @@ class MicroscopeService:
         if counted > self._complained and now - self._complained_s > COMPLAIN_EVERY_S:
             self._complained, self._complained_s = counted, now
             text = (
-                f"the controller lost {counted[0]} blocks; {counted[1]} were not whole, doubled or misplaced: refused"
+                f"{counted[0]} blocks of the controller are missing; {counted[1]} were not whole or doubled: refused"
             )
             self.guard.report("blocks_wrong", text, "warning")
 

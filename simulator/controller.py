@@ -84,6 +84,10 @@ class Simulated:
     faults: Faults = field(default_factory=Faults)
     log: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+
     def open(self, specimen: SpecimenSource, *, channels: Sequence[str], beam_current_pa: float) -> SimulatedController:
         """Return a controller that scans a specimen with a detector for each channel."""
         if unknown := [name for name in self.detectors if name not in channels]:

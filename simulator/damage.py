@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 CELLS_PER_SPREAD = 2
 """Of the dose map, along either axis."""
+MAX_CELLS = 256
+"""Of the dose map, along either axis: it is smoothed with every block, in 1 ms."""
+MIN_NM, MAX_NM = 1e-3, 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Damage:
     critical_dose_e_per_a2 : float
         Dose after which 1/e of the detail is left [e-/Å^2].
     spread_nm : float
-        Standard deviation of the damage around the probe [nm].
+        Standard deviation of the damage around the probe, no less than about 1/256 of the field [nm].
     detail_nm : float
         Structure finer than this fades; what is left is the mean over it, such as an amorphous film [nm].
     mass_loss : float
@@ -54,6 +58,11 @@ class Damage:
         require_positive(
             critical_dose_e_per_a2=self.critical_dose_e_per_a2, spread_nm=self.spread_nm, detail_nm=self.detail_nm
         )
+        if not all(MIN_NM <= length <= MAX_NM for length in (self.spread_nm, self.detail_nm)):
+            raise ValueError(
+                f"spread_nm and detail_nm must be {MIN_NM:g} to {MAX_NM:g}, "
+                f"got {self.spread_nm:g} and {self.detail_nm:g}"
+            )
         if not 0 <= self.mass_loss <= 1:
             raise ValueError(f"mass_loss must be 0 to 1, got {self.mass_loss}")
 
@@ -71,22 +80,24 @@ class Exposure:
 
     def __init__(self, damage: Damage, grid: ScanGrid) -> None:
         self._damage, self._grid = damage, grid
-        self._cell_px = max(1, round(damage.spread_nm / grid.pixel_size_nm / CELLS_PER_SPREAD))
-        self._electrons = np.zeros([-(-n // self._cell_px) for n in grid.shape], np.float32)  # in units of 1 px
-        self._dose = np.zeros_like(self._electrons)
+        spread_px = damage.spread_nm / grid.pixel_size_nm
+        self._cell_px = max(1, round(spread_px / CELLS_PER_SPREAD), -(-max(grid.shape) // MAX_CELLS))
+        self._cell_px = min(self._cell_px, max(grid.shape))
+        self._blur = partial(gaussian_filter, sigma=spread_px / self._cell_px, mode="constant", truncate=3.0)
+        rows, cols = (np.diff(np.append(np.arange(0, n, self._cell_px), n)) for n in grid.shape)
+        self._sum = np.zeros((len(rows), len(cols)), np.float32)  # of the doses of each cell's pixels
+        self._area = self._blur(np.outer(rows, cols).astype(np.float32))  # what goes beyond the edge comes back
+        self._dose = np.zeros_like(self._sum)
 
-    def expose(
-        self, positions: NDArray[np.float32], dwell_times_us: NDArray[np.float32], beam_current_pa: float
-    ) -> None:
-        """Add the dose of the beam at positions [pixel]; what falls outside the area is left out."""
+    def expose(self, positions: NDArray[np.float32], times_us: NDArray[np.floating], beam_current_pa: float) -> None:
+        """Add the dose of the beam that stays at positions [pixel] for times [µs]; outside the area it is left out."""
         cells = np.floor((positions + 0.5) / self._cell_px).astype(np.intp)
-        inside = ((cells >= 0) & (cells < self._electrons.shape)).all(axis=1)
-        flat = cells[inside, 0] * self._electrons.shape[1] + cells[inside, 1]
+        inside = ((cells >= 0) & (cells < self._sum.shape)).all(axis=1)
+        flat = cells[inside, 0] * self._sum.shape[1] + cells[inside, 1]
         per_us = fluence_e_per_a2(beam_current_pa, 1.0, self._grid.pixel_size_nm)
-        added = np.bincount(flat, weights=dwell_times_us[inside], minlength=self._electrons.size) * per_us
-        self._electrons += added.reshape(self._electrons.shape).astype(np.float32)
-        spread_cells = self._damage.spread_nm / (self._grid.pixel_size_nm * self._cell_px)
-        self._dose = gaussian_filter(self._electrons, spread_cells, mode="nearest") / np.float32(self._cell_px**2)
+        added = np.bincount(flat, weights=times_us[inside], minlength=self._sum.size) * per_us
+        self._sum += added.reshape(self._sum.shape).astype(np.float32)
+        self._dose = self._blur(self._sum) / self._area
 
     def dose_e_per_a2(self, positions: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the dose that counts at positions [pixel], (m,) [e-/Å^2]."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["haadf", "adf", "bf"]
 
+MAX_EFFICIENCY, MAX_GAIN = 1e3, 1e6
 ADF_EXPONENT = 1.3 / 1.7
 """Of the HAADF signal: at lower angles the intensity goes with about Z^1.3 instead of Z^1.7."""
 BF_ABSORPTION = 0.8
@@ -66,6 +67,11 @@ class Detector:
 
     def __post_init__(self) -> None:
         require_positive(efficiency=self.efficiency, gain=self.gain, afterglow_us=self.afterglow_us)
+        if self.efficiency > MAX_EFFICIENCY or self.gain > MAX_GAIN:
+            raise ValueError(
+                f"efficiency must be at most {MAX_EFFICIENCY:g} and gain {MAX_GAIN:g}, got {self.efficiency:g} and "
+                f"{self.gain:g}"
+            )
         if self.kind not in ("haadf", "adf", "bf"):
             raise ValueError(f"kind must be 'haadf', 'adf' or 'bf', got {self.kind!r}")
         if self.bits not in (8, 16):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WALK_STEP_S = 0.01
+MAX_MOTION = 1e6
 MAX_TRACK_BYTES = 64 << 20
 COLUMNS = ("t_s", "row_nm", "col_nm")
 
@@ -52,8 +53,13 @@ class Motion:
 
     def __post_init__(self) -> None:
         numbers = (*self.drift_nm_per_s, self.walk_nm, *self.vibration_nm, self.vibration_hz)
-        if not all(map(math.isfinite, numbers)) or self.walk_nm < 0 or self.vibration_hz <= 0:
-            raise ValueError("drift, walk and vibration must be finite, walk_nm >= 0 and vibration_hz > 0")
+        bounded = all(abs(number) <= MAX_MOTION for number in numbers)
+        if not bounded or self.walk_nm < 0 or self.vibration_hz <= 0:
+            raise ValueError(
+                f"drift, walk and vibration must be finite, at most {MAX_MOTION:g}, walk_nm >= 0 and vibration_hz > 0"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
 
     @property
     def still(self) -> bool:
@@ -91,8 +97,9 @@ class Mover:
             scale = self._motion.walk_nm * math.sqrt(WALK_STEP_S)
             steps = scale * self._rng.standard_normal((max(missing, 1000), 2))
             self._walk = np.concatenate([self._walk, self._walk[-1] + np.cumsum(steps, axis=0)])
-        at = WALK_STEP_S * np.arange(len(self._walk))
-        return np.stack([np.interp(t_s, at, axis) for axis in self._walk.T], axis=1)
+        first, last = int(t_s.min() / WALK_STEP_S), int(t_s.max() / WALK_STEP_S) + 2
+        at = WALK_STEP_S * np.arange(first, last)
+        return np.stack([np.interp(t_s, at, axis[first:last]) for axis in self._walk.T], axis=1)
 
 
 def read_track(file: Path) -> NDArray[np.float64]:

@@ -91,8 +91,8 @@ class VirtualMicroscope:
         """
         dwell = path.dwell_times_us[first:stop]
         waits = np.zeros(stop - first) if waits_us is None else waits_us
-        share = self._share(path, first, stop, t_s, dwell, waits)
         current_pa = self._beam_current_pa * self._emitter.factor(t_s)
+        share = self._share(path, first, stop, t_s, dwell, waits, current_pa)
         return np.stack(
             [
                 readout.read(detector.expected_electrons(share, dwell, current_pa), dwell, waits, first)
@@ -117,6 +117,7 @@ class VirtualMicroscope:
         t_s: float,
         dwell_us: NDArray[np.float32],
         waits_us: NDArray[np.float64],
+        current_pa: float,
     ) -> NDArray[np.float32]:
         """Return the specimen under the beam, (m,), as far as it is still there."""
         images = self._images(self._specimen.frame(t_s), path.grid)
@@ -132,7 +133,7 @@ class VirtualMicroscope:
             return share
         exposure = self._exposure or Exposure(self._damage, path.grid)
         self._exposure = exposure
-        exposure.expose(positions, dwell_us, self._beam_current_pa)
+        exposure.expose(positions, dwell_us + waits_us, current_pa)  # on its way the beam is nearly there
         return exposure.left(share, bilinear(images.coarse, positions), positions)
 
     def _images(self, image: NDArray[np.float32], grid: ScanGrid) -> _Images:

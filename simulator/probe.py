@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 DRAWN_AT_ONCE = 256
+MAX_BLUR_NM = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,10 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name, value in (("blur_nm", self.blur_nm), ("current_step", self.current_step)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be >= 0, got {value}")
+            if not 0 <= value <= MAX_BLUR_NM:
+                raise ValueError(f"{name} must be 0 to {MAX_BLUR_NM:g}, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
         if not 0 < self.steps_per_s <= 1e4:
             raise ValueError(f"steps_per_s must be > 0 and <= 10000, got {self.steps_per_s}")
 

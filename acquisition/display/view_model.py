@@ -229,6 +229,7 @@ class ViewModel:
             "engine": self.engine,
             "fps": round(self._counters.fps, 2),
             "latency_ms": latency,
+            **{name: microscope.get(name) for name in ("state", "alarm", "late", "blocks_lost", "blocks_refused")},
         }
 
     @property

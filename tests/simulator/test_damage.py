@@ -46,7 +46,7 @@ def contrast_after(pattern, frames, damage=DAMAGE):
 def test_contrast_falls_by_the_critical_dose():
     one, two = contrast_after(Raster(), 1), contrast_after(Raster(), 2)
     dose = frame_dose_e_per_a2(path_of(Raster()), 25.0)
-    assert two / one == pytest.approx(np.exp(-dose / 600), rel=0.05)
+    assert two / one == pytest.approx(np.exp(-dose / 600), rel=0.1)  # counts are whole
 
 
 def test_a_full_raster_destroys_what_a_sparse_scan_preserves():
@@ -60,6 +60,17 @@ def test_the_dose_that_counts_is_the_mean_over_the_surroundings():
     exposure.expose(path.positions, path.dwell_times_us, 25.0)
     middle = np.argwhere(np.ones((24, 24))) + 50.0
     assert exposure.dose_e_per_a2(middle).mean() == pytest.approx(frame_dose_e_per_a2(path, 25.0), rel=0.15)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (127, 90), (7, 5), (1, 50), (1, 1)])
+@pytest.mark.parametrize("spread_nm", [0.01, 1.0, 1000.0])
+def test_an_even_scan_gives_an_even_dose_up_to_the_edges(shape, spread_nm):
+    grid = ScanGrid(shape)
+    path = Raster().paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(0))[0]
+    exposure = Exposure(Damage(spread_nm=spread_nm), grid)
+    exposure.expose(path.positions, path.dwell_times_us, 25.0)
+    dose = exposure.dose_e_per_a2(path.positions)
+    assert dose == pytest.approx(frame_dose_e_per_a2(path, 25.0), rel=1e-3)
 
 
 def test_dose_is_conserved():
