@@ -354,9 +354,7 @@ class MicroscopeService:
         counted, now = (self._order.lost, self._order.refused), time.monotonic()
         if counted > self._complained and now - self._complained_s > COMPLAIN_EVERY_S:
             self._complained, self._complained_s = counted, now
-            text = (
-                f"{counted[0]} blocks of the controller are missing; {counted[1]} were not whole or doubled: refused"
-            )
+            text = f"{counted[0]} blocks of the controller are missing; {counted[1]} were not whole or doubled: refused"
             self.guard.report("blocks_wrong", text, "warning")
 
     def _publish_block(self, samples: Samples, seq: int) -> None:
