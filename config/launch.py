@@ -38,6 +38,8 @@ END_WITHIN_S = 1.5
 RESTARTS_ALLOWED = 3
 RESTARTS_WITHIN_S = 60.0
 ENDED_BY_USER, FAILED, WRONG_INPUT = 0, 1, 2
+CUT_SHORT = 3
+"""Of a display whose frames did not all come, because the beam was made safe, or while an alarm is latched."""
 
 
 @dataclass
@@ -154,8 +156,8 @@ class Supervisor:
         if code is not None:
             logger.error("the microscope service ended with code %d: the beam is off, everything ends", code)
             return WRONG_INPUT if code == WRONG_INPUT else FAILED
-        if self.display.ended() == 0:
-            return ENDED_BY_USER
+        if self.display.ended() in (ENDED_BY_USER, CUT_SHORT):
+            return ENDED_BY_USER if self.display.ended() == ENDED_BY_USER else FAILED
         for child in (self.reconstruction, self.display):
             code = child.ended()
             if code is not None and not self._restarted(child, code):

@@ -12,6 +12,7 @@ from lowdose.acquisition.realtime import SWITCH_INTERVAL_S
 from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
 from lowdose.config.errors import ConfigError
+from lowdose.config.launch import CUT_SHORT, FAILED, Supervisor, with_free_ports
 from lowdose.config.options import require_writable
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ def run_live(
 
     Without a screen there is no window: 200 frames unless `frames` says otherwise, and a picture is left behind.
     """
-    from lowdose.config.launch import Supervisor, with_free_ports
-
     if not headless and not has_screen():
         print("no screen: running without a window")
         headless = True
@@ -86,6 +85,20 @@ def run_display(
     if trace is not None:
         trace.write_text(json.dumps({"stamps": traced, "summary": model.summary()}), encoding="utf-8")
     _leave_behind(model, picture, json_file, tell=headless)
+    if headless and _cut_short(model, frames, stop):
+        sys.exit(CUT_SHORT if child else FAILED)
+
+
+def _cut_short(model: ViewModel, frames: int | None, stop: threading.Event) -> bool:
+    """Tell whether a run without a window must not count as a success, and say why."""
+    alarm = model.microscope.get("alarm")
+    if alarm:
+        print(f"alarm: {alarm}. Blank the beam by hand", file=sys.stderr)
+    elif frames is not None and model.frames < frames and not stop.is_set():
+        print(f"the beam was made safe after {model.frames} of {frames} frames", file=sys.stderr)
+    else:
+        return False
+    return True
 
 
 def _shown(

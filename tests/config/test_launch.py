@@ -138,6 +138,16 @@ def test_live_takes_an_own_pattern_from_yaml(start: Start, small: Any, folder: P
     assert (figures["pattern"], figures["coverage"]) == ("own_live_pattern:Comb", 0.25)
 
 
+def test_a_run_that_a_fault_cuts_short_is_no_success(start: Start, small: Any, folder: Path) -> None:
+    faults = ("--set", "controller={name: simulated, faults: {stall: 30}}")
+    live = start("live", "--headless", "--frames", 1000, *small, *faults, "--json", "out.json")
+    code, _, err = live.end()
+    assert code == 1
+    assert "delivered nothing" in err
+    assert "of 1000 frames" in err
+    assert json.loads((folder / "out.json").read_text(encoding="utf-8"))["state"] == "parked"
+
+
 def test_the_services_of_live_are_named_subcommands(start: Start, small: Any, until: Until) -> None:
     live = start("live", *ENDLESS, *small)
     until(lambda: set(live.children()) == SERVICES, "all services")
