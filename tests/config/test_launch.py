@@ -139,12 +139,12 @@ def test_live_takes_an_own_pattern_from_yaml(start: Start, small: Any, folder: P
 
 
 def test_a_run_that_a_fault_cuts_short_is_no_success(start: Start, small: Any, folder: Path) -> None:
-    faults = ("--set", "controller={name: simulated, faults: {stall: 30}}")
-    live = start("live", "--headless", "--frames", 1000, *small, *faults, "--json", "out.json")
+    faults = ("--set", "controller={name: simulated, faults: {stall: 3000}}")
+    live = start("live", "--headless", "--frames", 100_000, *small, *faults, "--json", "out.json")
     code, _, err = live.end()
     assert code == 1
     assert "delivered nothing" in err
-    assert "of 1000 frames" in err
+    assert "of 100000 frames" in err
     assert json.loads((folder / "out.json").read_text(encoding="utf-8"))["state"] == "parked"
 
 
