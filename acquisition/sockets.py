@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FIRST_FREE_PORT, FREE_PORTS = 20_000, 10_000
+MAX_TRIES = 100
 SAMPLES_HWM = 1000
 """2 s of blocks of 2 ms; 300 ms of those of a 16 x 16 field, whose frames last 0.3 ms."""
 FRAMES_HWM = 2
@@ -284,11 +288,21 @@ def require_loopback(endpoint: str) -> None:
 def free_endpoint() -> str:
     """Return a loopback TCP endpoint whose port is free now.
 
-    A plain socket, because a ZeroMQ one closes a little later: a client that meets it in between never connects again.
+    Of ports that no system gives to outgoing connections: one of those could take it before the service binds it. A
+    plain socket looks, because a ZeroMQ one closes a little later: a client that meets it in between never connects
+    again.
+
+    Raises
+    ------
+    EndpointError
+        If none of many is free.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    for _ in range(MAX_TRIES):
+        port = FIRST_FREE_PORT + secrets.randbelow(FREE_PORTS)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return f"tcp://127.0.0.1:{port}"
+    raise EndpointError(f"no free port from {FIRST_FREE_PORT} to {FIRST_FREE_PORT + FREE_PORTS - 1} on this machine")
 
 
 def _bind_advice(endpoint: str, error: zmq.ZMQError) -> str:
