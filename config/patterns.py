@@ -101,8 +101,9 @@ class PathReport:
         parameters = ", ".join(f"{key} {_short(value)}" for key, value in self.mapping.items() if key != "name")
         return "   ".join(filter(None, (self.mapping["name"], parameters, self.place)))
 
+    @cached_property
     def facts(self) -> list[str]:
-        """Return what the path is and costs, line by line."""
+        """What the path is and costs, line by line."""
         path, current = self.path, self.beam_current_pa
         nominal = self.mapping.get("coverage", path.coverage)
         dose, visited = frame_dose_e_per_a2(path, current), visited_dose_e_per_a2(path, current)
@@ -119,12 +120,14 @@ class PathReport:
             f"distance to the nearest measurement: mean {self.distances_px.mean():.4g}, "
             f"max {self.distances_px.max():.4g} px",
             f"slew needed: {slew}",
-            self._deflection_fact(),
+            self.deflection_fact,
             *self._cycle_fact(),
             *self._budget_fact(),
         ]
 
-    def _deflection_fact(self) -> str:
+    @property
+    def deflection_fact(self) -> str:
+        """What the deflector makes of the path."""
         deflector, drive = self.deflector, self.deflection
         coil = deflector.coil
         name = (
@@ -268,7 +271,7 @@ def show(report: PathReport, out: Path | None, *, window: bool) -> None:
     """Draw the sheet of a path into a file, a window or both, and print its facts."""
     from lowdose.config.sheet import show_sheet, write_sheet
 
-    print(*report.facts(), sep="\n")
+    print(*report.facts, sep="\n")
     if out is not None:
         write_sheet(report, out)
         print(f"wrote {out}")
@@ -292,7 +295,7 @@ def export(report: PathReport, out: Path) -> None:
 
 
 def _write_csv(report: PathReport, table: NDArray[np.float32], out: Path) -> None:
-    comments = [*report.facts(), f"pattern {report.mapping}, digest {report.path.digest}"]
+    comments = [*report.facts, f"pattern {report.mapping}, digest {report.path.digest}"]
     with out.open("w", encoding="utf-8") as file:
         file.writelines(f"# {line}\n" for line in comments)
         file.write(f"{','.join(COLUMNS)}\n")

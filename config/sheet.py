@@ -77,10 +77,10 @@ def draw_sheet(report: PathReport, figure: Figure) -> None:
     import matplotlib as mpl
 
     head, body = figure.subfigures(2, 1, height_ratios=(1.25, 12.5), squeeze=False)[:, 0]
-    facts = [fact.removeprefix(f"{report.mapping['name']}: ") for fact in report.facts()]
+    facts = [fact.removeprefix(f"{report.mapping['name']}: ") for fact in report.facts]
     title = _shortened(report.title, MAX_TITLE)
     head.text(0.01, 0.8, title, fontsize=15, fontweight="bold", va="center", parse_math=False)
-    lines = (f"{facts[0]}  ·  {facts[1]}", f"{facts[2]}  ·  {facts[3]}", facts[6])
+    lines = (f"{facts[0]}  ·  {facts[1]}", f"{facts[2]}  ·  {facts[3]}", report.deflection_fact)
     head.text(0.01, 0.2, "\n".join(_shortened(line, MAX_LINE) for line in lines), fontsize=10.5, va="center")
     with mpl.rc_context({"axes.titlesize": 11}):
         axes = body.subplots(2, 3, height_ratios=(1.45, 1), gridspec_kw={"wspace": 0.06})

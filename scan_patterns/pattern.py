@@ -146,7 +146,6 @@ def solve_true_coverage(pattern: Any, grid: ScanGrid, true_coverage: float, *, s
             break
         nominal = (low + high) / 2
     if best[2] == 0:  # nothing worked: the pattern itself says why
-        replace(pattern, coverage=math.exp(highest)).paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(seed))
         replace(pattern, coverage=true_coverage).paths(grid, dwell_time_us=1.0, rng=np.random.default_rng(seed))
     if best[0] > MAX_MISS:
         raise ValueError(

@@ -41,8 +41,6 @@ MAX_HOLDS = 1 << 26
 SLEW_TOLERANCE = 1.001
 PRECISION = 0.01
 """Of the dwell time that is advised."""
-MIN_WANTED = MIN_WEIGHTS
-"""Fewer positions determine no curve of least jerk: they are commanded as they are."""
 SLOW_LAGS = 2.0
 """With dwell times of so many lags the beam comes to rest at every position."""
 MAX_SETTLING_HOLD_US = 1.25
@@ -171,7 +169,7 @@ class Deflector:
     def _shaped(self, plan: _Plan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return where the beam is to be at each hold, and the commands that bring it there."""
         coil, delay_us = self.coil, self.detector_delay_us
-        if np.count_nonzero(plan.weights) < MIN_WANTED:
+        if np.count_nonzero(plan.weights) < MIN_WEIGHTS:  # too few for a curve: commanded as they are
             return plan.wanted, plan.wanted
         if float(np.median(plan.hold_us[plan.samples])) >= SLOW_LAGS * (coil.lag_us + delay_us):
             positions = plan.wanted[plan.samples]
