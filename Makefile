@@ -11,7 +11,7 @@ ARGS ?=
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1" # knows --group
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . --group dev
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[export,train]" --group dev
 	touch $(READY)
 
 live: $(READY)
