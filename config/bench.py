@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
+from lowdose.config.figures import PERCENTILES, machine, percentiles
 from lowdose.config.launch import Supervisor, with_free_ports
 from lowdose.config.options import require_writable
 
@@ -32,7 +31,6 @@ STAGES = (
     ("frame on the wire", "finished", "arrived"),
     ("paint", "arrived", "painted"),
 )
-PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | None) -> int:
@@ -89,9 +87,9 @@ def latency_figures(traced: dict[str, Any], *, frames: int, size: int, floor_ms:
     engine_ns = stamps["engine_ns"]
     end_to_end = _ms(stamps, "last_sample", "painted")
     worst = kept[int(np.argmax(end_to_end))]
-    stages = {name: _percentiles(_ms(stamps, begin, end)) for name, begin, end in STAGES}
-    stages["fill, normalise"] = _percentiles(_ms(stamps, "prepared", "finished") - engine_ns / 1e6)
-    stages["engine"] = _percentiles(engine_ns / 1e6)
+    stages = {name: percentiles(_ms(stamps, begin, end)) for name, begin, end in STAGES}
+    stages["fill, normalise"] = percentiles(_ms(stamps, "prepared", "finished") - engine_ns / 1e6)
+    stages["engine"] = percentiles(engine_ns / 1e6)
     return {
         "frames": len(kept),
         "warm_up": warm_up,
@@ -104,30 +102,16 @@ def latency_figures(traced: dict[str, Any], *, frames: int, size: int, floor_ms:
         "coverage": traced["summary"]["coverage"],
         "engine": final,
         "floor_ms": floor_ms,
-        "end_to_end_ms": {**_percentiles(end_to_end), "worst_frame": f"{worst['scan_id'][:8]}/{worst['frame_index']}"},
-        "pipeline_ms": _percentiles(_ms(stamps, "last_sample", "arrived") - engine_ns / 1e6),
-        "paint_ms": _percentiles(_ms(stamps, "arrived", "painted")),
+        "end_to_end_ms": {**percentiles(end_to_end), "worst_frame": f"{worst['scan_id'][:8]}/{worst['frame_index']}"},
+        "pipeline_ms": percentiles(_ms(stamps, "last_sample", "arrived") - engine_ns / 1e6),
+        "paint_ms": percentiles(_ms(stamps, "arrived", "painted")),
         "stages": stages,
-        "machine": _machine(),
+        "machine": machine(),
     }
 
 
 def _ms(stamps: dict[str, NDArray[np.int64]], begin: str, end: str) -> NDArray[np.float64]:
     return np.asarray((stamps[end] - stamps[begin]) / 1e6)
-
-
-def _percentiles(values_ms: NDArray[np.float64]) -> dict[str, float]:
-    return {name: round(float(np.percentile(values_ms, q)), 3) for name, q in PERCENTILES.items()}
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    memory_gib = psutil.virtual_memory().total / 2**30
-    system = f"{platform.system()}, Python {platform.python_version()}"
-    return f"{model}, {psutil.cpu_count()} cores, {memory_gib:.0f} GiB, {system}"
 
 
 def _print(figures: dict[str, Any]) -> None:

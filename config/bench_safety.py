@@ -28,7 +28,6 @@ from lowdose.acquisition.realtime import prepare_process
 from lowdose.acquisition.settings import NetworkSettings
 from lowdose.acquisition.sockets import STATUS_HWM, Subscriber, free_endpoint
 from lowdose.acquisition.status import Event
-from lowdose.config.bench import _machine
 from lowdose.config.bench_processes import (
     WAIT_S,
     be_parent,
@@ -39,6 +38,7 @@ from lowdose.config.bench_processes import (
     start_service,
 )
 from lowdose.config.build import build_microscope, make_paths
+from lowdose.config.figures import machine
 from lowdose.config.loading import dump_settings
 from lowdose.config.options import require_writable
 from lowdose.scan_patterns.dose import frame_dose_e_per_a2
@@ -285,7 +285,7 @@ def run_safety(settings: LowdoseSettings, *, trials: int, json_file: Path | None
                     if place == "two processes" or not fault.two_processes_only:
                         rows.append(_row(settings, fault, place, busy=busy, trials=trials))  # noqa: PERF401
     figures = {"rows": rows, "lease_s": LEASE_S, "block_deadline_ms": settings.safety.block_deadline_ms}
-    figures |= {"look_ahead_ms": LIMITS.look_ahead_ms, "machine": _machine()}
+    figures |= {"look_ahead_ms": LIMITS.look_ahead_ms, "machine": machine()}
     _print(figures)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

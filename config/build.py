@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from lowdose.config.engines import build_engine, require_engine
 from lowdose.config.errors import ConfigError
 from lowdose.config.registry import TABLES, make_pattern, make_plug_in, plug_in_class
-from lowdose.reconstruction.engines import AUTO
 from lowdose.scan_patterns.checks import rounded_down
 from lowdose.scan_patterns.dose import budget_dwell_time_us, frame_dose_e_per_a2
 from lowdose.scan_patterns.pattern import READ_FILES
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lowdose.acquisition.controllers.base import ScanController
     from lowdose.acquisition.microscope import MicroscopeService
     from lowdose.config.schema import LowdoseSettings
-    from lowdose.reconstruction.engine import Engine
     from lowdose.reconstruction.service import ReconstructionService
     from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.path import ScanPath
@@ -43,7 +42,7 @@ def require_usable(settings: LowdoseSettings) -> tuple[ScanPath, ...]:
     require_memory(grid, len(settings.scan.channels))
     paths = make_paths(settings)
     for stage in settings.stages:
-        engine_class(stage.complete)
+        require_engine(stage)
     plug_in_class("controller", settings.controller["name"], local=True)
     if settings.controller["name"] == "simulated":  # hardware is opened by the service alone, and once
         with closing(build_controller(settings)) as controller:
@@ -139,27 +138,10 @@ def _make_allowed_pattern(own: dict[str, Any], mapping: Any, grid: Any) -> Any:
     return make_pattern(mapping, grid, local=configured_here)
 
 
-def engine_class(name: str) -> type:
-    """Return an engine's class; `auto` is the best one installed."""
-    return plug_in_class("engine", "linear" if name == AUTO else name, local=True)
-
-
-def build_engines(settings: LowdoseSettings) -> list[Engine]:
-    """Return one engine for each stage."""
-    return [_made_engine(stage.complete) for stage in settings.stages]
-
-
-def _made_engine(name: str) -> Engine:
-    try:
-        return engine_class(name)()  # type: ignore[no-any-return]
-    except TypeError as error:
-        raise ConfigError(f"engine '{name}' cannot be made without arguments: {error}") from None
-
-
 def build_reconstruction(settings: LowdoseSettings) -> ReconstructionService:
     """Return the reconstruction service, its endpoint bound."""
     from lowdose.reconstruction.pipeline import Reconstructor
     from lowdose.reconstruction.service import ReconstructionService
 
     require_memory(settings.grid.build(), len(settings.scan.channels))
-    return ReconstructionService(Reconstructor(build_engines(settings)), settings.network)
+    return ReconstructionService(Reconstructor([build_engine(stage) for stage in settings.stages]), settings.network)

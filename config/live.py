@@ -149,11 +149,13 @@ def _leave_behind(model: ViewModel, picture: Path | None, json_file: Path | None
         write_picture(picture, model.frame)
         print(f"wrote {picture}")
     if tell:
-        latency = summary["latency_ms"]
+        latency, failed = summary["latency_ms"], summary["engine_failures"]
+        failures = f" ({failed} frames without it: it failed)" if failed else ""
         print(
             f"{summary['frames']} frames shown, {summary['acquired']} acquired, {summary['skipped']} skipped, "
             f"{summary['dropped']} blocks dropped, {summary['gaps']} gaps; {summary['pattern']} coverage "
-            f"{_number(summary['coverage'], 4)}; engine {summary['engine']}; {_number(summary['fps'])} frames/s; "
+            f"{_number(summary['coverage'], 4)}; engine {summary['engine']}{failures}; "
+            f"{_number(summary['fps'])} frames/s; "
             f"latency p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms"
         )
 

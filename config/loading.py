@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,8 +14,9 @@ from lowdose.config.schema import LowdoseSettings
 from lowdose.scan_patterns.checks import nearest_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+M = TypeVar("M", bound=BaseModel)
 PRESETS = files("lowdose.config") / "presets"
 
 _DEFAULTS = LowdoseSettings()
@@ -50,10 +51,15 @@ def load_settings(config: str | None = None, overrides: Iterable[str] = ()) -> L
     where, mapping = ("the defaults", {}) if config is None else _read(config)
     for override in overrides:
         _set(mapping, override)
+    return checked(LowdoseSettings, mapping, where)
+
+
+def checked(model: type[M], mapping: Mapping[str, Any], where: str) -> M:
+    """Return a model made of a mapping; raise ConfigError, beginning with `where`, if it does not fit."""
     try:
-        return LowdoseSettings.model_validate(mapping)
+        return model.model_validate(mapping)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {explain(error, LowdoseSettings)}") from None
+        raise ConfigError(f"{where}: {explain(error, model)}") from None
 
 
 def named_endpoints(config: str | None, overrides: Iterable[str] = ()) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,9 +19,18 @@ from lowdose.reconstruction.engines import AUTO
 
 
 class StageSettings(Settings):
-    """One stage of the reconstruction: a task and the engine that does it."""
+    """One stage of the reconstruction: a task and what does it.
+
+    `complete` is "auto", an engine that needs no file (such as "linear"), the path of an engine file (NAME.onnx) or a
+    user's own "module:Class"; the rest is for engine files: which runtime runs them, with what arithmetic on how many
+    threads (0 = one for every core), in tiles of which edge [pixel] (none = the whole picture at once).
+    """
 
     complete: str = AUTO
+    runtime: Literal["auto", "openvino", "tensorrt", "torch", "torch_compiled", "torch_cuda_graph"] = "auto"
+    precision: Literal["auto", "FP32", "BF16", "FP16"] = "auto"
+    threads: int = Field(default=0, ge=0, le=256)
+    tile_px: int | None = Field(default=None, ge=64, le=8192)
 
 
 class LowdoseSettings(Settings):

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from lowdose.acquisition.frames import UncertaintyKind  # noqa: TC001 pydantic reads it
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lowdose.acquisition.frames import UncertaintyKind
-
 Task = Literal["complete", "super_resolve", "denoise"]
 Channel = Literal["nearest", "linear", "sparse", "mask", "distance", "dwell"]
+Target = Literal["blurred_5x5", "blurred_3x3", "sharp"]
+Rule = Literal["mean_std", "min_max"]
+Precision = Literal["FP32", "BF16", "FP16"]
+PRECISIONS: tuple[Precision, ...] = ("FP32", "BF16", "FP16")
 CHANNELS: tuple[Channel, ...] = ("nearest", "linear", "sparse", "mask", "distance", "dwell")
 
 
@@ -31,9 +35,9 @@ class EngineInfo:
     channels : tuple of str
         Input channels in order: the picture by `nearest` or `linear` infill or `sparse` (0 where not measured), `mask`
         (0 or 1), `distance` to the nearest measured pixel [pixel], `dwell` (visits; 1 on a later stage).
-    normalisation : "mean_std"
-        Measured values get mean 0 and standard deviation 1.
-    target : "blurred_5x5" or "sharp"
+    normalisation : "mean_std" or "min_max"
+        Measured values get mean 0 and standard deviation 1, or reach from -1 to 1.
+    target : "blurred_5x5", "blurred_3x3" or "sharp"
         What the output estimates.
     size_multiple : int
         Rows and columns must be multiples of this.
@@ -52,8 +56,8 @@ class EngineInfo:
     task: Task
     scale: int
     channels: tuple[Channel, ...]
-    normalisation: Literal["mean_std"]
-    target: Literal["blurred_5x5", "sharp"]
+    normalisation: Rule
+    target: Target
     size_multiple: int
     halo_px: int
     keeps_measured: bool

@@ -14,7 +14,7 @@ from lowdose.acquisition.frames import DenseFrame, EngineStamp
 from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
 from lowdose.reconstruction.lattice_infill import everywhere_measured
 from lowdose.reconstruction.maps import MapCache, maps_at_once
-from lowdose.reconstruction.normalise import mean_and_deviation
+from lowdose.reconstruction.normalise import normalisation_of
 from lowdose.scan_patterns.grid import ScanGrid
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from lowdose.acquisition.messages import ScanStart
     from lowdose.reconstruction.engine import Channel, Engine, EngineInfo
     from lowdose.reconstruction.infill import PathMaps
+    from lowdose.reconstruction.normalise import Normalisation
 
 logger = logging.getLogger(__name__)
+
+MAX_ERROR = 200
+"""Characters of an engine's error that are shown."""
 
 UNCERTAINTY_ORDER = ("none", "placeholder", "calibrated")
 
@@ -75,6 +79,7 @@ class Reconstructor:
         self._maps = MapCache()
         self._nearest, self._linear = NearestEngine(), LinearEngine()
         self.engine_failures = 0
+        self.engine_error = ""
 
     @property
     def name(self) -> str:
@@ -152,27 +157,36 @@ class Reconstructor:
         """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
         if "linear" in stage.info.channels and picture.maps.linear is None:
             stage = self._nearest
-        normalisation = mean_and_deviation(picture.measured)
-        normalised = normalisation.apply(picture.measured)
+        normalisation = normalisation_of(picture.measured, stage.info.normalisation)
         try:
-            output, engine_ns = self._timed_run(stage, picture, normalised)
-        except Exception:
-            self.engine_failures += 1
-            logger.exception("engine '%s' failed on a frame: classical infill instead", stage.info.name)
+            output, engine_ns = self._timed_run(stage, picture, normalisation)
+        except Exception as error:
+            self._count_failure(stage, error)
             stage = self._nearest if picture.maps.linear is None else self._linear
-            output, engine_ns = self._timed_run(stage, picture, normalised)
+            normalisation = normalisation_of(picture.measured, stage.info.normalisation)
+            output, engine_ns = self._timed_run(stage, picture, normalisation)
         image, deviation = np.ascontiguousarray(output[:, 0]), np.ascontiguousarray(output[:, 1])
         normalisation.undo(image, out=image)
         normalisation.undo_deviation(deviation, out=deviation)
         return _StageOutput(image, deviation, stage.info, engine_ns)
 
+    def _count_failure(self, stage: Engine, error: Exception) -> None:
+        """Count a failure; what fails on every frame is told once."""
+        self.engine_failures += 1
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:MAX_ERROR]
+        if text != self.engine_error:
+            logger.error("engine '%s' failed on a frame: classical infill instead", stage.info.name, exc_info=error)
+        self.engine_error = text
+
     def _timed_run(
-        self, stage: Engine, picture: _Picture, normalised: NDArray[np.float32]
+        self, stage: Engine, picture: _Picture, normalisation: Normalisation
     ) -> tuple[NDArray[np.float32], int]:
-        inputs = self._inputs(stage, picture, normalised)
+        inputs = self._inputs(stage, picture, normalisation.apply(picture.measured))
         begin_ns = self._clock()
         output = stage.run(inputs)
-        return output, self._clock() - begin_ns
+        engine_ns = self._clock() - begin_ns
+        _require_picture(output, inputs, stage.info)
+        return output, engine_ns
 
     def _inputs(self, stage: Engine, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (detector channels, engine channels, rows, cols): every detector channel is one picture of a batch."""
@@ -185,6 +199,16 @@ class Reconstructor:
     def close(self) -> None:
         """Stop the background work; twice is fine."""
         self._maps.close()
+
+
+def _require_picture(output: NDArray[np.float32], inputs: NDArray[np.float32], info: EngineInfo) -> None:
+    """Raise unless an engine returned what the contract says, with numbers in it."""
+    batch, _, rows, cols = inputs.shape
+    expected = (batch, 2, info.scale * rows, info.scale * cols)
+    if output.shape != expected:
+        raise ValueError(f"it returned shape {output.shape}, expected {expected}")
+    if not math.isfinite(output.sum(dtype=np.float64)):
+        raise ArithmeticError("it returned values that are not finite")
 
 
 def _channel(name: Channel, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:

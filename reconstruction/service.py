@@ -214,7 +214,8 @@ class ReconstructionService:
     def _tell_failures(self) -> None:
         failures = self._reconstructor.engine_failures
         if failures and not self._failures_told:
-            text = f"engine '{self._reconstructor.name}' failed: classical infill is shown instead"
+            error = self._reconstructor.engine_error
+            text = f"engine '{self._reconstructor.name}' failed: classical infill is shown instead ({error})"
             self._publisher.publish(Event("reconstruction", "engine_failed", text, "warning", time.monotonic_ns()))
         self._failures_told = failures
 

@@ -227,6 +227,7 @@ class ViewModel:
             "gaps": self.gaps,
             **{name: microscope.get(name) for name in names},
             "engine": self.engine,
+            "engine_failures": self.reconstruction.get("engine_failures", 0),
             "fps": round(self._counters.fps, 2),
             "latency_ms": latency,
             **{name: microscope.get(name) for name in ("state", "alarm", "late", "blocks_lost", "blocks_refused")},

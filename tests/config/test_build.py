@@ -10,16 +10,16 @@ import pytest
 from lowdose.acquisition.client import MicroscopeClient
 from lowdose.acquisition.sockets import ControlRefusedError, EndpointError
 from lowdose.config.build import (
-    build_engines,
     build_microscope,
     build_reconstruction,
-    engine_class,
     make_paths,
     require_memory,
     require_usable,
 )
+from lowdose.config.engines import build_engine, engine_class
 from lowdose.config.errors import ConfigError
 from lowdose.config.loading import load_settings, preset_names
+from lowdose.config.schema import StageSettings
 from lowdose.reconstruction.engines import AUTO, ENGINES
 from lowdose.scan_patterns.grid import ScanGrid
 from lowdose.scan_patterns.pattern import PATTERNS, READ_FILES
@@ -133,7 +133,7 @@ def test_own_pattern_and_engine_can_be_used() -> None:
 @pytest.mark.usefixtures("own_parts")
 def test_own_engine_that_asks_for_arguments_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be made without arguments"):
-        build_engines(load_settings(None, ["stages=[{complete: 'own_parts_built:Demanding'}]"]))
+        build_engine(StageSettings(complete="own_parts_built:Demanding"))
 
 
 @pytest.mark.parametrize("name", ["control", "samples"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 import time
 import uuid
@@ -203,6 +204,81 @@ def test_an_engine_that_fails_is_replaced_by_linear_and_counted(caplog):
     assert frame.engine == "linear"
     np.testing.assert_allclose(frame.image, 9, rtol=1e-5)
     assert "fell off the bus" in caplog.text
+
+
+class NotFinite(LinearEngine):
+    def run(self, inputs):
+        output = super().run(inputs)
+        output[0, 0, 3, 3] = np.nan
+        return output
+
+
+class WrongShape(LinearEngine):
+    def run(self, inputs):
+        return super().run(inputs)[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("engine", "text"), [(NotFinite(), "not finite"), (WrongShape(), r"\(1, 1, 64, 64\), expected \(1, 2, 64, 64\)")]
+)
+def test_what_an_engine_returns_is_looked_at_before_it_is_shown(engine, text):
+    start = scan_of()
+    reconstructor = Reconstructor([engine])
+    wait_for_linear(reconstructor, start)
+    frame = reconstructor.complete(frame_of(start, np.full((1, len(start.paths[0])), 9)), start)
+    reconstructor.close()
+    assert frame.engine == "linear"
+    assert np.isfinite(frame.image).all()
+    assert re.search(text, reconstructor.engine_error)
+
+
+class OddFrames(LinearEngine):
+    """Fails on every second frame."""
+
+    calls = 0
+
+    def run(self, inputs):
+        self.calls += 1
+        if self.calls % 2 == 0:
+            raise RuntimeError("no memory on the device")
+        return super().run(inputs)
+
+
+def test_an_engine_that_fails_now_and_then_is_tried_again_and_its_error_is_logged_once(caplog):
+    start = scan_of()
+    engine = OddFrames()
+    engine.info = replace(engine.info, name="odd")
+    reconstructor = Reconstructor([engine])
+    wait_for_linear(reconstructor, start)
+    frames = [reconstructor.complete(frame_of(start, np.ones((1, len(start.paths[0])))), start) for _ in range(4)]
+    reconstructor.close()
+    assert [frame.engine for frame in frames] == ["odd", "linear", "odd", "linear"]
+    assert reconstructor.engine_failures == 2
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
+
+
+class Extremes(LinearEngine):
+    """Notes the range of the measured values it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = replace(self.info, normalisation="min_max")
+
+    def run(self, inputs):
+        self.seen = (float(inputs[:, 0].min()), float(inputs[:, 0].max()))
+        return super().run(inputs)
+
+
+def test_measured_values_are_normalised_by_the_rule_the_engine_was_trained_with(rng):
+    start = scan_of()
+    engine = Extremes()
+    reconstructor = Reconstructor([engine])
+    wait_for_linear(reconstructor, start)
+    counts = rng.integers(20, 60, (1, len(start.paths[0])))
+    frame = reconstructor.complete(frame_of(start, counts), start)
+    reconstructor.close()
+    assert engine.seen == pytest.approx((-1, 1))
+    np.testing.assert_allclose(frame.image[0][frame.mask], frame.measured[0][frame.mask], rtol=1e-4)
 
 
 class Twice:

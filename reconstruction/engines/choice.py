@@ -1,0 +1,103 @@
+"""Which runtime runs an engine file here, and why (imports nothing heavy)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from lowdose.reconstruction.engines import AUTO, RUNTIMES
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from lowdose.reconstruction.engine import Engine, Precision
+    from lowdose.reconstruction.engine_file import EngineFile
+
+logger = logging.getLogger(__name__)
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "cupy"),
+    "torch_cuda_graph": ("torch",),
+    "openvino": ("openvino",),
+    "torch_compiled": ("torch",),
+    "torch": ("torch",),
+}
+"""The packages of every runtime."""
+
+EXTRAS = {"tensorrt": "gpu", "torch_cuda_graph": "train", "torch_compiled": "train", "torch": "train"}
+"""What installs them, where the base installation does not."""
+
+NEED_GPU = ("tensorrt", "torch_cuda_graph")
+
+
+def why_not(runtime: str) -> str | None:
+    """Return what keeps a runtime from running here, None if nothing does."""
+    if runtime in NEED_GPU and shutil.which("nvidia-smi") is None:
+        return "no NVIDIA GPU here"
+    missing = [package for package in NEEDS[runtime] if find_spec(package) is None]
+    if missing:
+        remedy = f'pip install "lowdose[{EXTRAS[runtime]}]"' if runtime in EXTRAS else "install lowdose again"
+        return f"{' and '.join(missing)} not installed: {remedy}"
+    return None
+
+
+def load_engine(file: EngineFile, *, runtime: str = AUTO, precision: str = AUTO, threads: int = 0) -> Engine:
+    """Return an engine that runs an engine file.
+
+    Parameters
+    ----------
+    file : EngineFile
+        Read and checked.
+    runtime : str
+        A row of `RUNTIMES`; "auto" = the first of them that runs here, told in the log with what kept the faster ones.
+    precision : "auto", "FP32", "BF16" or "FP16"
+        Of the arithmetic.
+    threads : int
+        0 = one for every core.
+
+    Raises
+    ------
+    ValueError
+        If the runtime does not run here or does not compute in that precision.
+    """
+    if runtime != AUTO:
+        if (reason := why_not(runtime)) is not None:
+            raise ValueError(f"{runtime} cannot run {file.path.name}: {reason}")
+        return _made(runtime, file, precision, threads)
+    passed: list[str] = []
+    for name in RUNTIMES:
+        reason = why_not(name)
+        try:
+            engine = None if reason else _made(name, file, precision, threads)
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
+            engine, reason = None, str(error)
+        if engine is not None:
+            logger.info("%s runs on %s: %s", file.path.name, name, "; ".join(passed) or "the fastest there is")
+            return engine
+        passed.append(f"{name}: {reason}")
+    raise ValueError(f"nothing here can run {file.path.name}: {'; '.join(passed)}")
+
+
+def precisions(runtime: str) -> tuple[Precision, ...]:
+    """Return the precisions in which a runtime that runs here computes, the fastest last."""
+    found: tuple[Precision, ...] = _module(runtime).precisions()
+    return found
+
+
+def matmul_gmac_per_s(runtime: str, precision: Precision) -> float:
+    """Return the peak of a runtime: square matrix products [1e9 multiply-accumulates/s]."""
+    peak: float = _module(runtime).matmul_gmac_per_s(precision)
+    return peak
+
+
+def _module(runtime: str) -> ModuleType:
+    return import_module(RUNTIMES[runtime].partition(":")[0])
+
+
+def _made(runtime: str, file: EngineFile, precision: str, threads: int) -> Engine:
+    name = RUNTIMES[runtime].partition(":")[2]
+    engine: Engine = getattr(_module(runtime), name)(file, precision=precision, threads=threads)
+    return engine

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowdose.reconstruction.models.compact import CHANNELS, LEAST_DEVIATION, CompactGenerator
+from lowdose.reconstruction.models.cost import gmac
+
+
+def inputs(rows=64, cols=96, batch=2):
+    return torch.randn(batch, len(CHANNELS), rows, cols, generator=torch.Generator().manual_seed(0))
+
+
+def small():
+    torch.manual_seed(0)
+    return CompactGenerator((4, 8, 8), (1, 1, 1)).eval()
+
+
+def trained():
+    """Return a small network whose last layers do not stand at zero any more."""
+    network = small()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    return network
+
+
+def test_untrained_it_is_linear_infill():
+    pictures = inputs()
+    output = small()(pictures)
+    assert torch.equal(output[:, :1], pictures[:, :1])
+    assert output.shape == (2, 2, 64, 96)
+
+
+def test_it_fits_what_two_cores_can_do_live():
+    with torch.device("meta"):
+        network = CompactGenerator()
+        assert gmac(network, torch.zeros(1, 4, 512, 512)) <= 6.5
+    assert sum(parameter.numel() for parameter in network.parameters()) <= 3e6
+
+
+def test_the_deviation_is_never_below_its_floor():
+    output = trained()(-100 * inputs())
+    assert (output[:, 1] >= LEAST_DEVIATION).all()
+
+
+def test_a_picture_does_not_depend_on_what_it_is_run_with():
+    network, pictures = trained(), inputs()
+    one_by_one = torch.cat([network(picture[None]) for picture in pictures])
+    torch.testing.assert_close(network(pictures), one_by_one)
+
+
+def test_distances_beyond_the_farthest_say_no_more():
+    network, near, far = trained(), inputs(), inputs()
+    near[:, 3], far[:, 3] = 32.0, 90.0
+    assert torch.equal(network(near), network(far))
+
+
+def test_it_is_built_again_from_its_options():
+    network = CompactGenerator((4, 8), (1, 2))
+    again = CompactGenerator(**network.options)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in network.parameters()]
+    assert again.size_multiple == 4
+
+
+def test_widths_and_blocks_must_agree():
+    with pytest.raises(ValueError, match="one length"):
+        CompactGenerator((4, 8), (1,))
