@@ -28,6 +28,7 @@ from lowdose.config.cli_options import (
     settings_of,
 )
 from lowdose.config.cli_patterns import pattern_app
+from lowdose.config.cli_session import session_app
 
 app = typer.Typer(
     name="lowdose",
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(pattern_app, name="pattern")
 app.add_typer(bench_app, name="bench")
+app.add_typer(session_app, name="session")
 app.add_typer(engines_app)
 
 
