@@ -12,13 +12,15 @@ from shutil import which
 import psutil
 
 from lowdose.acquisition.display.qt_checks import DisplayError, has_screen, require_qt, require_xcb_plugin, uses_xcb
+from lowdose.reconstruction.engines import RUNTIMES
+from lowdose.reconstruction.engines.choice import why_not
 
 BASE = [
     *("numpy", "scipy", "pyzmq", "msgpack", "pydantic", "tifffile", "imagecodecs", "pillow", "pyqtgraph"),
-    *("PySide6-Essentials", "openvino", "mcap", "matplotlib"),
+    *("PySide6-Essentials", "openvino", "onnx", "mcap", "zstandard", "platformdirs", "matplotlib"),
 ]
 EXTRAS = {
-    "train": ("torch", "onnx"),
+    "train": ("torch", "onnxscript", "scikit-image", "tensorboard"),
     "gpu": ("tensorrt", "cupy-cuda13x"),
     "export": ("h5py", "zarr"),
     "vendor-formats": ("rosettasciio", "h5py", "sparse"),
@@ -40,7 +42,10 @@ def examine(*, gpu: bool) -> int:
     problem = _display_problem()
     print(f"display: {problem or 'a window can be shown'}")
     print(f"priority: {'can be raised' if _may_raise_priority() else 'cannot be raised (limits.conf: nice -10)'}")
-    print("engines: nearest, linear; auto is linear")
+    print("engines without a file: nearest, linear; auto is linear")
+    print("engine files run on, the fastest first:")
+    for runtime in RUNTIMES:
+        print(f"  {runtime}: {why_not(runtime) or 'yes'}")
     if gpu:
         print(_gpu_report())
     return 1 if missing else 0

@@ -1,0 +1,228 @@
+"""`lowdose evaluate`: folders and engines by name, a progress bar, tables on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from lowdose.config.engines import build_engine
+from lowdose.config.errors import ConfigError
+from lowdose.config.options import require_writable
+from lowdose.config.schema import StageSettings
+from lowdose.scan_patterns.grid import MAX_EDGE
+from lowdose.training.data_settings import ImageSource
+from lowdose.training.evaluate import DEFAULT_PATTERNS, evaluate
+from lowdose.training.evaluation_images import usable_images
+from lowdose.training.evaluation_report import (
+    RANGE_UNITS,
+    TARGET_NAMES,
+    Evaluation,
+    cells,
+    columns,
+    to_json,
+    write_report,
+)
+from lowdose.training.evaluation_scan import laid_out
+from lowdose.training.sources import ImageFile, list_images
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.progress import Progress
+
+    from lowdose.reconstruction.engine import Engine
+    from lowdose.training.evaluation_scan import Noise
+
+MIN_CROP_PX = 32
+
+
+def run_evaluation(
+    paths: Sequence[Path],
+    *,
+    engines: str | None,
+    pattern: str | None,
+    coverage: str | None,
+    where: Sequence[str],
+    crop_px: int,
+    noise: str,
+    seed: int,
+    limit: int | None,
+    out: Path | None,
+    json_file: Path | None,
+) -> int:
+    """Evaluate engines on images; print the errors, write the report into `out` and the figures' numbers as JSON.
+
+    Raises
+    ------
+    ConfigError, ValueError
+        If an option is wrong or no image is left.
+    """
+    if noise not in ("none", "counts"):
+        raise ConfigError(f"--noise must be none or counts, got {noise!r}")
+    if not MIN_CROP_PX <= crop_px <= MAX_EDGE:
+        raise ConfigError(f"--crop must be {MIN_CROP_PX} to {MAX_EDGE} px, got {crop_px}")
+    require_writable(json_file)
+    patterns = chosen_patterns(pattern, coverage)
+    for mapping in patterns:  # what is wrong with one is told before thousands of images are read
+        laid_out(mapping, crop_px, cast("Noise", noise), seed)
+    listed = listed_images(paths, where)
+    made = make_engines(engines)
+    if out is not None:
+        _make_folder(out)
+    with _progress() as progress:
+        reading = progress.add_task("reading", total=len(listed))
+        images = usable_images(listed, crop_px, limit=limit, advance=lambda: progress.advance(reading))
+        n_read = len(images.files) + sum(images.skipped.values())
+        progress.update(reading, total=n_read, completed=n_read)
+        completing = progress.add_task("completing", total=len(images.files) * len(patterns))
+        results = evaluate(
+            images,
+            patterns,
+            made,
+            noise=cast("Noise", noise),
+            seed=seed,
+            advance=lambda: progress.advance(completing),
+        )
+        evaluation = Evaluation(images, tuple(results), cast("Noise", noise), seed)
+        if out is not None:
+            _write(evaluation, out, progress)
+    if json_file is not None:
+        json_file.write_text(to_json(evaluation), encoding="utf-8")
+    _print(evaluation, out)
+    return 0
+
+
+def chosen_patterns(name: str | None, coverage: str | None) -> list[dict[str, Any]]:
+    """Return the patterns asked for: those of the papers by default, of the name given only where there is one.
+
+    Examples
+    --------
+    >>> chosen_patterns("lattice", "1/16,0.04")
+    [{'name': 'lattice', 'coverage': '1/16'}, {'name': 'lattice', 'coverage': '0.04'}]
+    """
+    if coverage is not None:
+        if name is None:
+            raise ConfigError("--coverage needs the --pattern it is of, such as --pattern spiral --coverage 1/20,1/50")
+        return [{"name": name, "coverage": value.strip()} for value in coverage.split(",")]
+    published = [dict(mapping) for mapping in DEFAULT_PATTERNS if name in (None, mapping["name"])]
+    return published or [{"name": name}]
+
+
+def listed_images(paths: Sequence[Path], where: Sequence[str]) -> list[ImageFile]:
+    """Return the images of folders, those of their manifests' rows that fit, and single files; each once.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If there is no such file, or `where` does not fit.
+    """
+    files: dict[Path, ImageFile] = {}
+    for given in paths:
+        path = given.expanduser()
+        if path.is_dir():
+            found = list_images(path, _image_source(path, where))
+        elif not path.is_file():
+            raise ConfigError(f"{path} is no file or folder: expected images or folders of them, check the path")
+        elif where:
+            raise ConfigError(
+                f"--where chooses from a folder's manifest.csv, got the single file {path}: give the folder"
+            )
+        else:
+            found = [ImageFile(path, path.name)]
+        for file in found:
+            files.setdefault(file.path.resolve(), file)
+    return list(files.values())
+
+
+def _image_source(folder: Path, where: Sequence[str]) -> ImageSource:
+    tests = dict(_test(text) for text in where)
+    try:
+        return ImageSource(images=str(folder), where=tests)
+    except ValidationError:
+        raise ConfigError(
+            f"--where {' '.join(where)}: expected COLUMN=VALUE, COLUMN=[VALUE, VALUE] or COLUMN={{at_most: NUMBER}}"
+        ) from None
+
+
+def _test(text: str) -> tuple[str, Any]:
+    column, equals, value = text.partition("=")
+    if not equals or not column.strip():
+        raise ConfigError(f"--where takes COLUMN=VALUE, got {text!r}")
+    try:
+        test = yaml.safe_load(value) if value.lstrip()[:1] in ("[", "{") else value
+    except yaml.YAMLError:
+        raise ConfigError(f"--where {text}: the value is not YAML") from None
+    return column.strip(), [str(entry) for entry in test] if isinstance(test, list) else test
+
+
+def make_engines(names: str | None) -> dict[str, Engine]:
+    """Return engines by what the report calls them: their name or, of a file, its name without the ending.
+
+    Parameters
+    ----------
+    names : str or None
+        Divided by commas: names of engines, or paths of engine files.
+    """
+    engines: dict[str, Engine] = {}
+    for name in dict.fromkeys(part.strip() for part in (names or "").split(",")):
+        if not name:
+            continue
+        label = Path(name).stem if name.endswith(".onnx") else name
+        label = name if label in engines else label
+        engines[label] = build_engine(StageSettings(complete=name))
+    return engines
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {out}: {error.strerror}") from None
+
+
+def _write(evaluation: Evaluation, out: Path, progress: Progress) -> None:
+    from lowdose.training.evaluation_figures import draw_figures
+
+    drawing = progress.add_task("drawing", total=None)
+    try:
+        write_report(evaluation, out, draw_figures(evaluation, out))
+    except OSError as error:
+        raise ConfigError(f"cannot write into {out}: {error.strerror}") from None
+    progress.update(drawing, total=1, completed=1)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)  # the tables alone go where output is redirected to
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _print(evaluation: Evaluation, out: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    for target in evaluation.targets:
+        heads = [label.replace(" ", "\n") for label in columns(evaluation)]
+        table = Table(title=f"RMS error against the {TARGET_NAMES[target]}", padding=(0, 0, 0, 1))
+        table.add_column("engine", no_wrap=True)
+        for head in heads:
+            table.add_column(head, justify="right")
+        for line in cells(evaluation, target, lambda row: f"{row.rms:.4f}"):
+            table.add_row(*line)
+        console.print(table)
+    console.print(f"{evaluation.summary}.\n{RANGE_UNITS}", highlight=False)
+    failures = sum(row.failures for row in evaluation.rows if row.target == "sharp")
+    if failures:
+        console.print(
+            f"{failures} pictures were completed by linear infill because an engine failed on them: see the log"
+        )
+    if out is not None:
+        console.print(f"wrote {out / 'report.md'}, evaluation.json and the figures")
