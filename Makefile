@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+STUBS := .typing/stubs/tensorrt
 PYTEST := QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest
 ARGS ?=
 
@@ -20,9 +21,14 @@ live: $(READY)
 bench: $(READY)
 	@$(BIN)/lowdose bench latency $(ARGS)
 
-lint: $(READY)
+# TensorRT's stubs want its libraries, which this needs not: they are fetched alone, for pyright alone (mypy cannot parse them).
+$(STUBS): | $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target .typing/stubs "tensorrt-stubs==10.13.*"
+
+lint: $(READY) $(STUBS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python -p .typing/pyright-tensorrt.json
 
 types: $(READY)
 	$(BIN)/mypy

@@ -20,7 +20,6 @@ import psutil
 from lowdose.config.errors import ConfigError
 from lowdose.config.figures import machine
 from lowdose.config.options import require_writable
-from lowdose.reconstruction.engine import PRECISIONS, Precision
 from lowdose.reconstruction.engine_file import EngineFileError, read_engine_file
 from lowdose.reconstruction.engines import RUNTIMES
 from lowdose.reconstruction.engines.choice import load_engine, matmul_gmac_per_s, precisions, why_not
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lowdose.reconstruction.engine import Engine
+    from lowdose.reconstruction.engine import Engine, Precision
 
 DEFAULT_MODELS = ("two_stage",)
 REFERENCE = ("torch", "FP32")
@@ -130,10 +129,11 @@ def _jobs(
     paths: Sequence[Path], runtimes: Sequence[str], batches: Sequence[int], sizes: Sequence[int], folder: Path
 ) -> Iterator[Job]:
     """Yield the rows; what the others are compared with comes first."""
-    pairs = [(runtime, precision) for runtime in runtimes for precision in PRECISIONS if _runs(runtime, precision)]
-    pairs.sort(key=lambda pair: pair != REFERENCE)
+    usable = [runtime for runtime in runtimes if why_not(runtime) is None]
     for i, (path, size, batch) in enumerate(product(paths, sizes, batches)):
-        for runtime, precision in pairs:
+        file = read_engine_file(path)
+        pairs = [(runtime, precision) for runtime in usable for precision in precisions(runtime, file)]
+        for runtime, precision in sorted(pairs, key=lambda pair: pair != REFERENCE):
             yield Job(path, runtime, precision, batch, size, folder / f"reference-{i}.npy")
 
 
@@ -222,10 +222,6 @@ def _peak_mib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _runs(runtime: str, precision: Precision) -> bool:
-    return why_not(runtime) is None and precision in precisions(runtime)
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -8,7 +8,80 @@ from typing import Annotated
 
 import typer
 
+from lowdose.config.cli_options import JsonFile, Overrides
+
 engines_app = typer.Typer()
+
+
+@engines_app.command("train")
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A minute's run of a small network on made-up pictures.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length; schedules scale with it.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-TIME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make examples; 0 = none beside this one.")] = 0,
+) -> None:
+    """Train a network by a recipe; what comes out is a run folder with checkpoints."""
+    from lowdose.training.commands import run_train
+
+    sys.exit(run_train(recipe, overrides or [], smoke=smoke, steps=steps, out=out, resume=resume, workers=workers))
+
+
+@engines_app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in it.")],
+    out: Annotated[Path, typer.Option(help="Engine file to write, NAME.onnx; its card goes beside it.")],
+    precision: Annotated[str, typer.Option(help="FP32, BF16 or FP16.")] = "FP16",
+) -> None:
+    """Make an engine file of a trained network."""
+    from lowdose.training.commands import run_export
+
+    sys.exit(run_export(run, out, precision=precision))
+
+
+@engines_app.command("evaluate")
+def evaluate(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER_OR_IMAGES...", help="Images, or folders with their manifest.csv.")
+    ],
+    engines: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Engines or engine files beside nearest and linear.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="Scan pattern.", show_default="those of the papers")] = None,
+    coverage: Annotated[str | None, typer.Option(metavar="X,Y", help="Nominal coverages of --pattern.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Rows of manifest.csv; VALUE, [VALUE, VALUE] or {at_most: N}."),
+    ] = None,
+    crop: Annotated[int, typer.Option(help="Edge of the square from the middle of each image, in pixels.")] = 512,
+    noise: Annotated[str, typer.Option(help="none, or counts: single electrons at 25 pA and 1 µs.")] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="Of random patterns and noise.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="End with so many images, sources by turns.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.md, evaluation.json and figures.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure engines on images: the papers' tables and figures."""
+    from lowdose.config.evaluate import run_evaluation
+
+    sys.exit(
+        run_evaluation(
+            images,
+            engines=engines,
+            pattern=pattern,
+            coverage=coverage,
+            where=where or [],
+            crop_px=crop,
+            noise=noise,
+            seed=seed,
+            limit=limit,
+            out=out,
+            json_file=json_file,
+        )
+    )
 
 
 @engines_app.command("compile")

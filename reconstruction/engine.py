@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lowdose.acquisition.frames import UncertaintyKind  # noqa: TC001 pydantic reads it
 
@@ -87,3 +88,28 @@ class Engine(Protocol):
             output, and a batch gives what its pictures give one by one.
         """
         ...
+
+
+def require_picture(output: Any, inputs: Any, info: EngineInfo) -> None:
+    """Raise unless an engine returned what the contract says, with numbers in it.
+
+    Parameters
+    ----------
+    output, inputs : numpy.ndarray or cupy.ndarray
+        Of one run.
+    info : EngineInfo
+        Of the engine.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another.
+    ArithmeticError
+        If not all values are finite.
+    """
+    batch, _, rows, cols = inputs.shape
+    expected = (batch, 2, info.scale * rows, info.scale * cols)
+    if output.shape != expected:
+        raise ValueError(f"it returned shape {output.shape}, expected {expected}")
+    if not math.isfinite(float(output.sum(dtype="float64"))):  # a sum is not finite if one of its terms is not
+        raise ArithmeticError("it returned values that are not finite")

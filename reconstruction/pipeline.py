@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowdose.acquisition.frames import DenseFrame, EngineStamp
+from lowdose.reconstruction.assembly_gpu import AssemblyOnDevice, device_engine
+from lowdose.reconstruction.engine import require_picture
 from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
 from lowdose.reconstruction.lattice_infill import everywhere_measured
 from lowdose.reconstruction.maps import MapCache, maps_at_once
@@ -43,6 +45,7 @@ class _Picture:
     measured: NDArray[np.float32]  # (channels, v), in the order of maps.nearest.visited
     hits: NDArray[np.uint16]  # (rows, cols)
     maps: PathMaps
+    digest: str  # of the path whose maps these are; "" = of no path
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Reconstructor:
         self._clock = clock
         self._maps = MapCache()
         self._nearest, self._linear = NearestEngine(), LinearEngine()
+        self._device: AssemblyOnDevice | None = None
         self.engine_failures = 0
         self.engine_error = ""
 
@@ -144,7 +148,8 @@ class Reconstructor:
         whole = n_measured == len(path) or n_measured == np.count_nonzero(path.hits)
         maps = self._maps.get(sparse.path_digest, sparse.mask) if whole else maps_at_once(sparse.mask)
         values = sparse.values.reshape(len(sparse.values), -1)
-        return _Picture(np.ascontiguousarray(values[:, maps.nearest.visited]), sparse.hits, maps)
+        digest = sparse.path_digest if whole else ""
+        return _Picture(np.ascontiguousarray(values[:, maps.nearest.visited]), sparse.hits, maps, digest)
 
     def _run_stages(self, picture: _Picture) -> list[_StageOutput]:
         outputs: list[_StageOutput] = []
@@ -157,17 +162,23 @@ class Reconstructor:
         """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
         if "linear" in stage.info.channels and picture.maps.linear is None:
             stage = self._nearest
-        normalisation = normalisation_of(picture.measured, stage.info.normalisation)
         try:
-            output, engine_ns = self._timed_run(stage, picture, normalisation)
+            return self._run_engine(stage, picture)
         except Exception as error:
             self._count_failure(stage, error)
-            stage = self._nearest if picture.maps.linear is None else self._linear
+            return self._run_engine(self._nearest if picture.maps.linear is None else self._linear, picture)
+
+    def _run_engine(self, stage: Engine, picture: _Picture) -> _StageOutput:
+        if (engine := device_engine(stage, picture.hits.shape)) is not None:
+            self._device = self._device or AssemblyOnDevice(clock=self._clock)
+            done = self._device.complete(engine, picture.measured, picture.hits, picture.maps, picture.digest)
+            image, deviation, engine_ns = done
+        else:
             normalisation = normalisation_of(picture.measured, stage.info.normalisation)
             output, engine_ns = self._timed_run(stage, picture, normalisation)
-        image, deviation = np.ascontiguousarray(output[:, 0]), np.ascontiguousarray(output[:, 1])
-        normalisation.undo(image, out=image)
-        normalisation.undo_deviation(deviation, out=deviation)
+            image, deviation = np.ascontiguousarray(output[:, 0]), np.ascontiguousarray(output[:, 1])
+            normalisation.undo(image, out=image)
+            normalisation.undo_deviation(deviation, out=deviation)
         return _StageOutput(image, deviation, stage.info, engine_ns)
 
     def _count_failure(self, stage: Engine, error: Exception) -> None:
@@ -185,7 +196,7 @@ class Reconstructor:
         begin_ns = self._clock()
         output = stage.run(inputs)
         engine_ns = self._clock() - begin_ns
-        _require_picture(output, inputs, stage.info)
+        require_picture(output, inputs, stage.info)
         return output, engine_ns
 
     def _inputs(self, stage: Engine, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -199,16 +210,6 @@ class Reconstructor:
     def close(self) -> None:
         """Stop the background work; twice is fine."""
         self._maps.close()
-
-
-def _require_picture(output: NDArray[np.float32], inputs: NDArray[np.float32], info: EngineInfo) -> None:
-    """Raise unless an engine returned what the contract says, with numbers in it."""
-    batch, _, rows, cols = inputs.shape
-    expected = (batch, 2, info.scale * rows, info.scale * cols)
-    if output.shape != expected:
-        raise ValueError(f"it returned shape {output.shape}, expected {expected}")
-    if not math.isfinite(output.sum(dtype=np.float64)):
-        raise ArithmeticError("it returned values that are not finite")
 
 
 def _channel(name: Channel, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -228,7 +229,8 @@ def _channel(name: Channel, picture: _Picture, normalised: NDArray[np.float32]) 
 def _everywhere_measured(image: NDArray[np.float32]) -> _Picture:
     """Return a stage's output as the next one's input: every pixel counts as measured."""
     shape = (image.shape[1], image.shape[2])
-    return _Picture(image.reshape(len(image), -1), np.ones(shape, np.uint16), everywhere_measured(shape))
+    measured, hits = image.reshape(len(image), -1), np.ones(shape, np.uint16)
+    return _Picture(measured, hits, everywhere_measured(shape), f"everywhere {shape}")
 
 
 def _combined(deviations: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -265,3 +265,9 @@ class Tiled:
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return mean and standard deviation of pictures; see `Engine.run`."""
         return run_tiled(self._engine, inputs, tile_px=self._tile_px, batch=len(inputs))
+
+    def whole(self, shape: tuple[int, ...]) -> Engine | None:
+        """Return the engine itself if pictures of this shape go through it as they are, else None."""
+        multiple = self.info.size_multiple
+        fits = not any(length % multiple for length in shape)
+        return self._engine if fits and (self._tile_px is None or max(shape) <= self._tile_px) else None

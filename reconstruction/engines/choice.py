@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from lowdose.reconstruction.engine import PRECISIONS
 from lowdose.reconstruction.engines import AUTO, RUNTIMES
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ def load_engine(file: EngineFile, *, runtime: str = AUTO, precision: str = AUTO,
     raise ValueError(f"nothing here can run {file.path.name}: {'; '.join(passed)}")
 
 
-def precisions(runtime: str) -> tuple[Precision, ...]:
-    """Return the precisions in which a runtime that runs here computes, the fastest last."""
+def precisions(runtime: str, file: EngineFile) -> tuple[Precision, ...]:
+    """Return the precisions in which a runtime that runs here can run a file, the fastest last."""
+    if runtime == "tensorrt":  # computes in the precision a file was exported in
+        return tuple(known for known in PRECISIONS if known == file.info.precision)
     found: tuple[Precision, ...] = _module(runtime).precisions()
     return found
 

@@ -124,7 +124,7 @@ class ConvLayer(nn.Module):
         if self.running_mean is None:
             return x.mean((2, 3), keepdim=True)
         mean = x.mean((0, 2, 3))
-        self.running_mean.lerp_(mean.detach(), 1 - RUNNING_MEAN_DECAY)
+        self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), 1 - RUNNING_MEAN_DECAY)  # in autocast
         return mean.view(-1, 1, 1)
 
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -11,8 +11,8 @@ from scipy.ndimage import uniform_filter
 from lowdose.reconstruction.engine import PRECISIONS
 from lowdose.reconstruction.engine_file import EngineFileError
 from lowdose.reconstruction.engines import RUNTIMES, choice
-from lowdose.reconstruction.engines.choice import load_engine, precisions, why_not
-from lowdose.reconstruction.engines.openvino_engine import OpenVinoEngine
+from lowdose.reconstruction.engines.choice import load_engine, why_not
+from lowdose.reconstruction.engines.openvino_engine import OpenVinoEngine, precisions
 from lowdose.reconstruction.parity import MAX_DIFFERENCE, relative_rms
 from tests.reconstruction.engine_files import write_smoothing
 
@@ -27,7 +27,7 @@ def pictures(rng, batch=3, rows=32, cols=48):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_openvino_does_what_the_network_says_in_every_precision_of_the_processor(tmp_path, rng, precision):
-    if precision not in precisions("openvino"):
+    if precision not in precisions():
         pytest.skip(f"this processor does not compute in {precision}")
     engine = OpenVinoEngine(write_smoothing(tmp_path), precision=precision)
     inputs = pictures(rng)
@@ -71,7 +71,7 @@ def test_pictures_of_every_size_are_run(tmp_path, rng):
 
 
 def test_a_precision_the_processor_lacks_is_refused_with_those_it_has(tmp_path):
-    lacking = [name for name in PRECISIONS if name not in precisions("openvino")]
+    lacking = [name for name in PRECISIONS if name not in precisions()]
     with pytest.raises(ValueError, match=f"computes in FP32.*got precision {lacking[0]}"):
         OpenVinoEngine(write_smoothing(tmp_path), precision=lacking[0])
 

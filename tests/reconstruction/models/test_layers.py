@@ -138,3 +138,11 @@ def test_the_uniform_example_spans_the_published_range_and_repeats():
 def test_a_plain_network_is_not_initialised():
     with pytest.raises(ValueError, match="initialise the network it was folded from"):
         initialise_from_example(ConvLayer(1, 1, plain=True), torch.zeros(1, 1, 8, 8))
+
+
+def test_means_are_followed_in_mixed_precision_too():
+    layer = ConvLayer(3, 4, centred=True).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.ones(1, 3, 8, 8))
+    assert layer.running_mean.dtype == torch.float32
+    assert layer.running_mean.abs().sum() > 0
