@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from lowdose.config.errors import ConfigError
 from lowdose.config.figures import machine
@@ -54,6 +56,8 @@ class Job:
         Pictures in a batch, their edge [pixel].
     output : Path
         Where the reference's output is kept for the others to be compared with.
+    row_s : float
+        How long it is timed [s].
     """
 
     path: Path
@@ -62,6 +66,7 @@ class Job:
     batch: int
     size: int
     output: Path
+    row_s: float
 
 
 def run_engine(
@@ -71,6 +76,7 @@ def run_engine(
     batches: Sequence[int],
     sizes: Sequence[int],
     json_file: Path | None,
+    row_s: float = ROW_S,
 ) -> int:
     """Measure every combination, print a table and write the figures.
 
@@ -84,13 +90,15 @@ def run_engine(
         Pictures in a batch, their edges [pixel].
     json_file : Path or None
         Where the figures go.
+    row_s : float
+        How long each combination is timed [s].
     """
     require_writable(json_file)
     _require_runtimes(runtimes)
     paths = [_engine_path(name) for name in models or DEFAULT_MODELS]
     with tempfile.TemporaryDirectory(prefix="lowdose-bench-") as folder:
-        jobs = _jobs(paths, runtimes or list(RUNTIMES), batches, sizes, Path(folder))
-        rows = [_measured_apart(job) for job in jobs]
+        jobs = list(_jobs(paths, runtimes or list(RUNTIMES), batches, sizes, Path(folder), row_s))
+        rows = [_measured_apart(job) for job in track(jobs, "measuring", console=Console(stderr=True), transient=True)]
     left_out = {name: reason for name in runtimes or RUNTIMES if (reason := why_not(name)) is not None}
     figures = {"rows": rows, "left_out": left_out, "machine": machine()}
     _print(figures)
@@ -122,11 +130,17 @@ def _engine_path(name: str) -> Path:
         raise ConfigError(f'a reference model is made with torch: pip install "lowdose[train]" ({error})') from None
     if name not in REFERENCE_MODELS:
         raise ConfigError(f"unknown model '{name}': {nearest_name(name, REFERENCE_MODELS)}, or NAME.onnx")
-    return reference_model(name).path
+    with Console(stderr=True).status(f"{name}: made once, half a minute and 212 MB in the user's cache"):
+        return reference_model(name).path
 
 
 def _jobs(
-    paths: Sequence[Path], runtimes: Sequence[str], batches: Sequence[int], sizes: Sequence[int], folder: Path
+    paths: Sequence[Path],
+    runtimes: Sequence[str],
+    batches: Sequence[int],
+    sizes: Sequence[int],
+    folder: Path,
+    row_s: float,
 ) -> Iterator[Job]:
     """Yield the rows; what the others are compared with comes first."""
     usable = [runtime for runtime in runtimes if why_not(runtime) is None]
@@ -134,7 +148,7 @@ def _jobs(
         file = read_engine_file(path)
         pairs = [(runtime, precision) for runtime in usable for precision in precisions(runtime, file)]
         for runtime, precision in sorted(pairs, key=lambda pair: pair != REFERENCE):
-            yield Job(path, runtime, precision, batch, size, folder / f"reference-{i}.npy")
+            yield Job(path, runtime, precision, batch, size, folder / f"reference-{i}.npy", row_s)
 
 
 def _measured_apart(job: Job) -> dict[str, Any]:
@@ -159,7 +173,7 @@ def measure(job: Job) -> dict[str, Any]:
         begin = time.perf_counter()
         output = engine.run(inputs)
         first_s = time.perf_counter() - begin
-        times_ms = _times_ms(engine, inputs)
+        times_ms = _times_ms(engine, inputs, job.row_s)
     except (ValueError, RuntimeError, MemoryError) as error:
         return {**_name(job), "error": str(error).splitlines()[0]}
     peak_mib = _peak_mib()
@@ -194,10 +208,10 @@ def _inputs(job: Job, n_channels: int) -> NDArray[np.float32]:
     return rng.standard_normal((job.batch, n_channels, job.size, job.size), dtype=np.float32)
 
 
-def _times_ms(engine: Engine, inputs: NDArray[np.float32]) -> list[float]:
+def _times_ms(engine: Engine, inputs: NDArray[np.float32], row_s: float) -> list[float]:
     """Return how long each of some runs took [ms]; the first one, which compiles, was before."""
     times_ms: list[float] = []
-    end = time.perf_counter() + ROW_S
+    end = time.perf_counter() + row_s
     while len(times_ms) < MIN_RUNS or (len(times_ms) < MAX_RUNS and time.perf_counter() < end):
         begin = time.perf_counter()
         engine.run(inputs)
@@ -216,18 +230,14 @@ def _parity(job: Job, output: NDArray[np.float32]) -> float | None:
 
 def _peak_mib() -> float:
     """Return the most memory this process has had [MiB]."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would begin with that of the process it was forked from
+        return int(status.read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]) / 2**10
+    memory = psutil.Process().memory_info()
+    return float(getattr(memory, "peak_wset", memory.rss)) / 2**20
 
 
 def _print(figures: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     columns = {
         "ms p50": "ms_p50",
         "p99": "ms_p99",
