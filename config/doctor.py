@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from shutil import which
 
 import psutil
@@ -19,6 +20,7 @@ BASE = [
     *("numpy", "scipy", "pyzmq", "msgpack", "pydantic", "tifffile", "imagecodecs", "pillow", "pyqtgraph"),
     *("PySide6-Essentials", "openvino", "onnx", "mcap", "zstandard", "platformdirs", "matplotlib"),
 ]
+GPU_FIGURES = Path("lowdose-gpu.json")
 EXTRAS = {
     "train": ("torch", "onnxscript", "scikit-image", "tensorboard"),
     "gpu": ("tensorrt", "cupy-cuda13x"),
@@ -48,6 +50,9 @@ def examine(*, gpu: bool) -> int:
         print(f"  {runtime}: {why_not(runtime) or 'yes'}")
     if gpu:
         print(_gpu_report())
+        from lowdose.config.gpu_check import self_test
+
+        return self_test(GPU_FIGURES) or (1 if missing else 0)
     return 1 if missing else 0
 
 
