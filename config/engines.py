@@ -43,7 +43,9 @@ def build_engine(stage: StageSettings) -> Engine:
             raise ConfigError(f"engine '{stage.complete}' cannot be made without arguments: {error}") from None
     file = engine_file(stage)
     try:
-        engine = load_engine(file, runtime=stage.runtime, precision=stage.precision, threads=stage.threads)
+        engine = load_engine(
+            file, runtime=stage.runtime, precision=stage.precision, threads=stage.threads, streams=stage.streams
+        )
         return Tiled(engine, tile_px=stage.tile_px)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -23,13 +23,14 @@ class StageSettings(Settings):
 
     `complete` is "auto", an engine that needs no file (such as "linear"), the path of an engine file (NAME.onnx) or a
     user's own "module:Class"; the rest is for engine files: which runtime runs them, with what arithmetic on how many
-    threads (0 = one for every core), in tiles of which edge [pixel] (none = the whole picture at once).
+    threads (0 = one for every core), how many pictures side by side, in tiles of which edge [pixel] (none = whole).
     """
 
     complete: str = AUTO
     runtime: Literal["auto", "openvino", "tensorrt", "torch", "torch_compiled", "torch_cuda_graph"] = "auto"
     precision: Literal["auto", "FP32", "BF16", "FP16"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)
+    streams: int = Field(default=1, ge=1, le=64)
     tile_px: int | None = Field(default=None, ge=64, le=8192)
 
 

@@ -45,7 +45,9 @@ def why_not(runtime: str) -> str | None:
     return None
 
 
-def load_engine(file: EngineFile, *, runtime: str = AUTO, precision: str = AUTO, threads: int = 0) -> Engine:
+def load_engine(
+    file: EngineFile, *, runtime: str = AUTO, precision: str = AUTO, threads: int = 0, streams: int = 1
+) -> Engine:
     """Return an engine that runs an engine file.
 
     Parameters
@@ -58,6 +60,8 @@ def load_engine(file: EngineFile, *, runtime: str = AUTO, precision: str = AUTO,
         Of the arithmetic.
     threads : int
         0 = one for every core.
+    streams : int
+        Pictures that OpenVINO runs side by side; the other runtimes run one at a time.
 
     Raises
     ------
@@ -67,12 +71,12 @@ def load_engine(file: EngineFile, *, runtime: str = AUTO, precision: str = AUTO,
     if runtime != AUTO:
         if (reason := why_not(runtime)) is not None:
             raise ValueError(f"{runtime} cannot run {file.path.name}: {reason}")
-        return _made(runtime, file, precision, threads)
+        return _made(runtime, file, precision, threads, streams)
     passed: list[str] = []
     for name in RUNTIMES:
         reason = why_not(name)
         try:
-            engine = None if reason else _made(name, file, precision, threads)
+            engine = None if reason else _made(name, file, precision, threads, streams)
         except (ValueError, RuntimeError, ImportError, OSError) as error:
             engine, reason = None, str(error)
         if engine is not None:
@@ -100,7 +104,8 @@ def _module(runtime: str) -> ModuleType:
     return import_module(RUNTIMES[runtime].partition(":")[0])
 
 
-def _made(runtime: str, file: EngineFile, precision: str, threads: int) -> Engine:
-    name = RUNTIMES[runtime].partition(":")[2]
-    engine: Engine = getattr(_module(runtime), name)(file, precision=precision, threads=threads)
+def _made(runtime: str, file: EngineFile, precision: str, threads: int, streams: int) -> Engine:
+    make = getattr(_module(runtime), RUNTIMES[runtime].partition(":")[2])
+    own = {"streams": streams} if runtime == "openvino" else {}
+    engine: Engine = make(file, precision=precision, threads=threads, **own)
     return engine
