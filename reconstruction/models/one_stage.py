@@ -48,6 +48,7 @@ class OneStageGenerator(nn.Module):
             raise ValueError(f"scale must be > 0 and at most {2**DOUBLINGS}, got {scale}")
         self.options: dict[str, Any] = {"input_channels": input_channels, "scale": scale, "width": width}
         self.scale = scale
+        self.size_multiple = math.ceil(2**DOUBLINGS / scale) if scale in (1, 2, 4) else 1
         c32, c64, c96, c128 = (scaled(c, width) for c in (32, 64, 96, 128))
         self.first = PreNormLayer(input_channels, c32, relu=False)
         self.shrink = nn.ModuleList([PreNormLayer(c32, c64), PreNormLayer(c64, c128)])

@@ -50,6 +50,9 @@ class TwoStageGenerator(nn.Module):
         How the inner network's input is made: every second pixel, as published, or means of 2 × 2.
     mean_source : "running" or "current"
         Of the means subtracted at inference; see `ConvLayer`.
+    unit_inputs : bool
+        The scan comes in [-1, 1], as live reconstruction gives it, and is brought to [0, 1], in which the network was
+        trained; where the path, if given, did not go it stays 0.
     plain : bool
         Without normalisations, for inference.
 
@@ -70,6 +73,7 @@ class TwoStageGenerator(nn.Module):
         width: float = 1.0,
         half_size: HalfSize = "decimate",
         mean_source: MeanSource = "running",
+        unit_inputs: bool = False,
         plain: bool = False,
     ) -> None:
         super().__init__()
@@ -79,6 +83,7 @@ class TwoStageGenerator(nn.Module):
             "width": width,
             "half_size": half_size,
             "mean_source": mean_source,
+            "unit_inputs": unit_inputs,
             "plain": plain,
         }
         require_choice("half_size", half_size, get_args(HalfSize))
@@ -105,6 +110,8 @@ class TwoStageGenerator(nn.Module):
             What `InnerTrainer` takes.
         """
         self._check(x)
+        if self.options["unit_inputs"]:
+            x = _to_unit_range(x)
         features = self.inner(halve(x, self.options["half_size"]))
         return self.outer(features, x), features
 
@@ -197,6 +204,14 @@ def halve(pictures: torch.Tensor, how: HalfSize) -> torch.Tensor:
     "decimate" takes every second pixel from the first on, which is what the published bilinear resize did.
     """
     return pictures[..., ::2, ::2] if how == "decimate" else functional.avg_pool2d(pictures, 2)
+
+
+def _to_unit_range(x: torch.Tensor) -> torch.Tensor:
+    scan = 0.5 * x[:, :1] + 0.5
+    if x.shape[1] == 1:
+        return scan
+    path = x[:, 1:]
+    return torch.cat([scan * (path > 0).to(scan.dtype), path], 1)
 
 
 @dataclass(frozen=True, slots=True)
