@@ -33,13 +33,28 @@ class CompactGenerator(nn.Module):
         Channels of each level, the finest first.
     blocks : sequence of int
         Residual blocks of each level, on the way down and again on the way up (the coarsest has one way).
+    deviation_scale : float
+        Times what the network says of its deviation: 1 in training, calibrated when it is exported.
     """
 
-    def __init__(self, widths: Sequence[int] = (24, 48, 96, 128, 160), blocks: Sequence[int] = (1, 1, 1, 2, 2)) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (24, 48, 96, 128, 160),
+        blocks: Sequence[int] = (1, 1, 1, 2, 2),
+        *,
+        deviation_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
             raise ValueError(f"widths and blocks must be of one length, got {list(widths)} and {list(blocks)}")
-        self.options: dict[str, Any] = {"widths": list(widths), "blocks": list(blocks)}
+        if not deviation_scale > 0:
+            raise ValueError(f"deviation_scale must be > 0, got {deviation_scale}")
+        self.deviation_scale = deviation_scale
+        self.options: dict[str, Any] = {
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "deviation_scale": deviation_scale,
+        }
         self.size_multiple = 2 ** len(widths)
         self.enter = nn.Conv2d(4 * len(CHANNELS), widths[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(width, n) for width, n in zip(widths, blocks, strict=True))
@@ -74,7 +89,8 @@ class CompactGenerator(nn.Module):
         for i in reversed(range(len(skips))):
             features = self.up[i](self.finer[i](features) + skips[i])
         residual, spread = functional.pixel_shuffle(self.leave(features), 2).split(1, 1)
-        return torch.cat([linear + residual, functional.softplus(spread) + LEAST_DEVIATION], 1)
+        deviation = self.deviation_scale * (functional.softplus(spread) + LEAST_DEVIATION)
+        return torch.cat([linear + residual, deviation], 1)
 
 
 class _Block(nn.Module):
