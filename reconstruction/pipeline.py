@@ -138,6 +138,24 @@ class Reconstructor:
             times_ns=times,
         )
 
+    def complete_values(
+        self, values: NDArray[np.float32], hits: NDArray[np.uint16], maps: PathMaps
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the completed pictures of measured values, and how far off they may be.
+
+        Parameters
+        ----------
+        values : (channels, rows, cols) float32 ndarray
+            In any linear unit; only those at the pixels of the maps are looked at.
+        hits : (rows, cols) uint16 ndarray
+            Visits of each pixel.
+        maps : PathMaps
+            How the rest is filled.
+        """
+        measured = np.ascontiguousarray(values.reshape(len(values), -1)[:, maps.nearest.visited])
+        outputs = self._run_stages(_Picture(measured, hits, maps, ""))
+        return outputs[-1].image, _combined([output.deviation for output in outputs])
+
     def _picture_of(self, sparse: SparseFrame, start: ScanStart) -> _Picture | None:
         """Look up the path's maps; where samples are missing, fill from those that are there by exact distance."""
         n_measured = np.count_nonzero(sparse.hits)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowdose.acquisition.assembly import FrameAssembler, SequenceCounter
 from lowdose.acquisition.client import MicroscopeClient
@@ -17,9 +17,9 @@ from lowdose.acquisition.mailbox import LatestOnly
 from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.sockets import FRAMES_HWM, SAMPLES_HWM, ControlRefusedError, Publisher, Subscriber
 from lowdose.acquisition.status import Event, StatusReport
+from lowdose.acquisition.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -65,12 +65,10 @@ class ReconstructionService:
         self._partial_due_ns = 0
         self._gaps = self._frames = self._unknown = self._garbage = 0
         self._failures_told = 0
-        self._error: BaseException | None = None
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True)
-            for name, loop in (("assemble", self._receive), ("complete", self._complete))
-        ]
+        self._taken: tuple[str, int] | None = None  # the last complete frame that was begun
+        self._busy, self._prepared = False, ""
+        self._counting = threading.Lock()  # a report never tells of a frame that was not published before it
+        self._worker = Worker("reconstruction service")
 
     @property
     def endpoint(self) -> str:
@@ -84,26 +82,22 @@ class ReconstructionService:
 
     def start(self) -> None:
         """Begin to listen."""
-        for thread in self._threads:
-            thread.start()
+        self._worker.start(assemble=self._receive, complete=self._complete)
 
     def close(self) -> None:
         """End both threads and close everything; twice is fine."""
-        self._stopping.set()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout=5)
+        self._worker.stopping.set()
+        self._worker.join()
         self._reconstructor.close()
         self._publisher.close()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the service has failed or was closed; tell whether it is over."""
-        return self._stopping.wait(timeout_s)
+        return self._worker.wait(timeout_s)
 
     def maybe_raise(self) -> None:
         """Raise what ended a thread, if anything did."""
-        if self._error is not None:
-            raise self._error
+        self._worker.maybe_raise()
 
     def __enter__(self) -> Self:
         self.start()
@@ -111,14 +105,6 @@ class ReconstructionService:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    def _guarded(self, loop: Callable[[], None]) -> None:
-        try:
-            loop()
-        except BaseException as error:
-            logger.exception("the reconstruction service failed")
-            self._error = error
-            self._stopping.set()
 
     # --- receiving and assembling -----------------------------------------------------------------------------------
 
@@ -128,7 +114,7 @@ class ReconstructionService:
             Subscriber(self._network.samples, ("samples",), hwm=SAMPLES_HWM) as samples,
             MicroscopeClient(self._network.control, "reconstruction") as client,
         ):
-            while not self._stopping.is_set():
+            while not self._worker.stopping.is_set():
                 message = samples.receive(POLL_S)
                 t_received_ns = time.monotonic_ns()
                 if isinstance(message, ScanStart):
@@ -201,15 +187,33 @@ class ReconstructionService:
     # --- completing and publishing ----------------------------------------------------------------------------------
 
     def _complete(self) -> None:
-        while not self._stopping.is_set():
+        while not self._worker.stopping.is_set():
             job = self._jobs.take(POLL_S)
             if job is None:
+                self._busy = False
                 continue
+            self._begin_job(job)
             frame = self._reconstructor.complete(job.frame, job.start, dropped=self.dropped, gaps=self._gaps)
             if frame is not None:
-                self._publisher.publish(frame)
-                self._frames += 1
+                with self._counting:
+                    self._publisher.publish(frame)
+                    self._frames += 1
             self._tell_failures()
+
+    def _begin_job(self, job: _Job) -> None:
+        """Note what is being completed; a replay that reads as fast as it may is told at once that there is room."""
+        self._busy = True
+        if job.frame.complete:
+            self._taken = (job.frame.scan_id, job.frame.frame_index)
+        if job.start.replay_of is not None:
+            self._publish_report()
+
+    def _prepared_scan(self) -> str:
+        """Return the scan whose frames can be made as well now as all later ones, "" if there is none."""
+        start = None if self._assembler is None else self._assembler.start
+        if start is not None and self._prepared != start.scan_id and self._reconstructor.ready(start):
+            self._prepared = start.scan_id
+        return self._prepared
 
     def _tell_failures(self) -> None:
         failures = self._reconstructor.engine_failures
@@ -220,12 +224,17 @@ class ReconstructionService:
         self._failures_told = failures
 
     def _publish_report(self) -> None:
-        values = {
+        values: dict[str, Any] = {
             "engine": self._reconstructor.name,
-            "frames": self._frames,
             "dropped": self.dropped,
             "gaps": self._gaps,
             "engine_failures": self._reconstructor.engine_failures,
             "garbage": self._garbage,
+            "has_listener": self._publisher.has_listener("frames"),
+            "prepared": self._prepared_scan(),
+            "taken": self._taken,
+            "busy": self._busy,
         }
-        self._publisher.publish(StatusReport("reconstruction", time.monotonic_ns(), values))
+        with self._counting:
+            values["frames"] = self._frames
+            self._publisher.publish(StatusReport("reconstruction", time.monotonic_ns(), values))

@@ -6,16 +6,24 @@ import logging
 import shutil
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowdose.reconstruction.engine import PRECISIONS
-from lowdose.reconstruction.engines import AUTO, RUNTIMES
+from lowdose.reconstruction.engine_file import read_engine_file
+from lowdose.reconstruction.engines import AUTO, ENGINES, RUNTIMES
+from lowdose.reconstruction.shipped import DEFAULT, shipped
+from lowdose.reconstruction.tiling import Tiled
+from lowdose.scan_patterns.checks import nearest_name
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from lowdose.reconstruction.engine import Engine, Precision
     from lowdose.reconstruction.engine_file import EngineFile
+
+WITHOUT_FILE = "linear"
+"""What "auto" stands for where no engine file is shipped."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +51,51 @@ def why_not(runtime: str) -> str | None:
         remedy = f'pip install "lowdose[{EXTRAS[runtime]}]"' if runtime in EXTRAS else "install lowdose again"
         return f"{' and '.join(missing)} not installed: {remedy}"
     return None
+
+
+def path_of(name: str) -> Path | None:
+    """Return the engine file of a name: a shipped one, the default for "auto", or a path; None if it names no file."""
+    if name == AUTO:
+        return shipped().get(DEFAULT)
+    return shipped().get(name) or (Path(name).expanduser() if name.endswith(".onnx") else None)
+
+
+def engine_named(
+    name: str,
+    *,
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    threads: int = 0,
+    streams: int = 1,
+    tile_px: int | None = None,
+) -> Engine:
+    """Return an engine for pictures of any size.
+
+    Parameters
+    ----------
+    name : str
+        "auto", a row of `ENGINES`, a shipped engine file, or the path of one.
+    runtime, precision, threads, streams
+        What runs an engine file, see `load_engine`.
+    tile_px : int or None
+        Longest edge of the tiles a picture is cut into; None = whole pictures.
+
+    Raises
+    ------
+    ValueError
+        If there is no such engine, or it cannot run here.
+    """
+    path = path_of(name)
+    if path is not None:
+        file = read_engine_file(path)
+        engine = load_engine(file, runtime=runtime, precision=precision, threads=threads, streams=streams)
+        return Tiled(engine, tile_px=tile_px)
+    target = ENGINES.get(WITHOUT_FILE if name == AUTO else name)
+    if target is None:
+        raise ValueError(f"unknown engine '{name}': {nearest_name(name, [*ENGINES, *shipped(), AUTO])}, or NAME.onnx")
+    module, _, cls = target.partition(":")
+    made: Engine = getattr(import_module(module), cls)()
+    return made
 
 
 def load_engine(

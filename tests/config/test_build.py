@@ -16,11 +16,12 @@ from lowdose.config.build import (
     require_memory,
     require_usable,
 )
-from lowdose.config.engines import build_engine, engine_class
+from lowdose.config.engines import build_engine
 from lowdose.config.errors import ConfigError
 from lowdose.config.loading import load_settings, preset_names
 from lowdose.config.schema import StageSettings
-from lowdose.reconstruction.engines import AUTO, ENGINES
+from lowdose.reconstruction.engines import ENGINES
+from lowdose.reconstruction.shipped import shipped
 from lowdose.scan_patterns.grid import ScanGrid
 from lowdose.scan_patterns.pattern import PATTERNS, READ_FILES
 
@@ -51,7 +52,7 @@ class Demanding:
     def run(self, inputs): ...
 """
 SMALL = ["grid.rows=64", "grid.cols=64"]
-ANY_PORT = [f"network.{name}=tcp://127.0.0.1:0" for name in ("control", "samples", "frames")]
+ANY_PORT = [f"network.{name}=tcp://127.0.0.1:0" for name in ("control", "samples", "record", "frames")]
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ def test_the_largest_grid_with_all_channels_is_refused_at_once(build: Any, monke
         build(settings)
 
 
-def test_auto_is_an_engine_of_the_table() -> None:
-    assert engine_class(AUTO) in {engine_class(name) for name in ENGINES}
+def test_auto_is_an_engine_there_is() -> None:
+    assert build_engine(StageSettings()).info.name in {*ENGINES, *shipped()}
 
 
 def test_the_same_seed_makes_the_same_paths() -> None:
@@ -136,7 +137,7 @@ def test_own_engine_that_asks_for_arguments_is_refused() -> None:
         build_engine(StageSettings(complete="own_parts_built:Demanding"))
 
 
-@pytest.mark.parametrize("name", ["control", "samples"])
+@pytest.mark.parametrize("name", ["control", "samples", "record"])
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "*", "eth0"])  # noqa: S104 refused is what is tested
 def test_the_microscope_binds_loopback_only(name: str, host: str) -> None:
     with pytest.raises(EndpointError, match="only loopback"):

@@ -1,0 +1,60 @@
+"""Completion for scripts: measured values and a mask in, the whole picture and its uncertainty out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowdose.reconstruction.infill import PathMaps, linear_map, nearest_map
+from lowdose.reconstruction.lattice_infill import lattice_maps
+from lowdose.reconstruction.pipeline import Reconstructor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lowdose.reconstruction.engine import Engine
+
+MIN_EDGE_PX, MAX_PIXELS = 8, 1 << 28
+
+
+def completed(
+    values: NDArray[Any], mask: NDArray[Any], *, engine: Engine
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a completed picture and its uncertainty; see `lowdose.reconstruction.complete`."""
+    values, mask = np.asarray(values), np.asarray(mask)
+    _require_usable(values, mask)
+    measured = mask.astype(np.bool_)
+    seen = values[measured].astype(np.float64)
+    offset, scale = seen.mean(), seen.std() or 1.0  # amperes or counts: float32 is to hold what matters
+    plain = ((values - offset) / scale).astype(np.float32)
+    reconstructor = Reconstructor([engine])
+    try:
+        hits = measured.astype(np.uint16)
+        (image,), (uncertainty,) = reconstructor.complete_values(plain[None], hits, all_maps(measured))
+    finally:
+        reconstructor.close()
+    if reconstructor.engine_failures:
+        raise RuntimeError(f"engine '{engine.info.name}' failed: {reconstructor.engine_error}")
+    return (image * scale + offset).astype(np.float32), (uncertainty * scale).astype(np.float32)
+
+
+def all_maps(mask: NDArray[np.bool_]) -> PathMaps:
+    """Return all infill maps of a mask, worked out now; where no triangle can be made linear infill is nearest."""
+    if (on_lattice := lattice_maps(mask)) is not None:
+        return on_lattice
+    nearest, distance = nearest_map(mask)
+    return PathMaps(nearest, distance, linear_map(mask, nearest))
+
+
+def _require_usable(values: NDArray[Any], mask: NDArray[Any]) -> None:
+    if values.ndim != 2 or values.shape != mask.shape:
+        raise ValueError(f"values and mask must be pictures of one shape, got {values.shape} and {mask.shape}")
+    if min(values.shape) < MIN_EDGE_PX or values.size > MAX_PIXELS:
+        raise ValueError(f"pictures must have {MIN_EDGE_PX} pixels along each edge, {MAX_PIXELS:,} in all at most")
+    if values.dtype.kind not in "iufb":
+        raise ValueError(f"values must be real numbers, got {values.dtype}")
+    if not mask.any():
+        raise ValueError("nothing is measured: expected at least one True in the mask")
+    if not np.isfinite(values[mask.astype(np.bool_)]).all():
+        raise ValueError("measured values must be finite: leave those that are not out of the mask")
