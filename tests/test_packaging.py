@@ -85,7 +85,7 @@ def test_the_live_services_need_no_torch():
         "import sys; sys.modules['torch'] = None\n"
         "import lowdose.config.build as b, lowdose.config.loading as l\n"
         "s = l.load_settings(None, ['grid.rows=64', 'grid.cols=64', 'network.control=inproc://c',"
-        " 'network.samples=inproc://s', 'network.frames=inproc://f'])\n"
+        " 'network.samples=inproc://s', 'network.record=inproc://r', 'network.frames=inproc://f'])\n"
         "m, r = b.build_microscope(s), b.build_reconstruction(s)\n"
         "m.close(); r.close()"
     )

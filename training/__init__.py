@@ -1,1 +1,1 @@
-"""Offline: from a recipe to an engine file (nothing here yet)."""
+"""Offline: from a recipe to an engine file, and how good it is."""

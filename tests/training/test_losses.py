@@ -9,26 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import correlate1d
 
+from lowdose.training.adversarial_losses import adversarial_loss, discriminator_loss
 from lowdose.training.losses import (
     ALRC,
     ExpectedErrors,
-    adversarial_loss,
     blurred_pixel_loss,
-    discriminator_loss,
     gaussian_blur,
     gaussian_nll,
     gaussian_taps,
     huberised,
     interval_loss,
-    keep_measured,
     mse,
-    noise_crops,
-    noise_homogenised,
-    noise_predictor_loss,
     p_of_coverage,
     pixel_loss,
     relative_mse,
 )
+from lowdose.training.noise_losses import keep_measured, noise_homogenised, noise_predictor_loss
 
 
 @pytest.fixture
@@ -235,20 +231,6 @@ def test_known_pixels_add_nothing_to_a_loss_nor_to_its_gradient():
     loss.sum().backward()
     assert loss.item() == pytest.approx(150)
     assert (output.grad != 0).flatten().tolist() == [False, True, True, True]
-
-
-def test_noise_crops_are_squares_of_their_own_picture(seed):
-    rows, cols = torch.arange(9.0)[:, None], torch.arange(7.0)
-    truth = torch.stack([10 * rows + cols, 1000 + 10 * rows + cols])[:, None]
-    crops = noise_crops(truth, seed, count=50).reshape(2, 50, 5, 5)
-    corners = crops[:, :, :1, :1]
-    expected = 10 * torch.arange(5.0)[:, None] + torch.arange(5.0)
-    torch.testing.assert_close(crops - corners, expected.expand(2, 50, 5, 5))
-    assert set((corners[0] % 10).flatten().tolist()) == {0, 1, 2}
-    assert set((corners[0] // 10).flatten().tolist()) == {0, 1, 2, 3, 4}
-    assert (corners[1] >= 1000).all()
-    with pytest.raises(ValueError, match="at least 5"):
-        noise_crops(truth[..., :4], seed)
 
 
 def test_the_noise_predictor_learns_from_the_generators_error_but_does_not_teach_it():

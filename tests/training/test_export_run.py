@@ -1,0 +1,150 @@
+"""A trained network becomes an engine file that says what it was trained for, on and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowdose.reconstruction.engine_file import read_engine_file
+from lowdose.reconstruction.engines.torch_engine import TorchEngine
+from lowdose.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from lowdose.training.export import ExportError
+from lowdose.training.export_run import _network, _uncertainty_kind, export_run
+from lowdose.training.learner import make_network
+from lowdose.training.settings import RecipeSettings, validated
+from lowdose.training.train import train
+from tests.training.runs import recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def trained(folder: Path, name: str, *overrides: str, steps: int = 2) -> Path:
+    train(recipe(folder, name, "validation_examples=0", *overrides), folder / "run", until=steps)
+    return folder / "run"
+
+
+def content_of(run: Path) -> dict[str, Any]:
+    path = latest_checkpoint(run / "checkpoints")
+    assert path is not None
+    return load_checkpoint(path)
+
+
+def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
+    run = trained(tmp_path, "completion")
+    written = export_run(run, tmp_path / "engine.onnx", precision="FP32")
+    card = read_engine_file(written.path).card
+    assert (card.info.name, card.info.task, card.info.scale) == ("small_completion", "complete", 1)
+    assert card.info.channels == ("linear", "sparse", "mask", "distance")
+    assert (card.info.normalisation, card.info.target, card.info.size_multiple) == ("mean_std", "blurred_5x5", 4)
+    assert (card.outputs, card.info.uncertainty_kind) == (2, "placeholder")
+    assert card.patterns == ("lattice", "spiral")
+    assert card.coverages == pytest.approx((1 / 25, 1 / 16, 1 / 10))
+    assert card.sizes == (32,)
+    assert card.provenance["recipe"]["objective"]["loss"]["relative_mse"] == 1
+    assert (card.provenance["seed"], card.provenance["steps"]) == (0, 2)
+    assert card.provenance["versions"]["torch"] == torch.__version__
+    assert [row["source"] for row in card.training_data]
+    assert all(row["licence"] for row in card.training_data)
+
+
+def test_moving_average_is_what_is_exported(tmp_path):
+    run = trained(tmp_path, "completion", "objective.learning_rate.lr=0.1")
+    written = export_run(run, tmp_path / "engine.onnx", precision="FP32")
+    weights = content_of(run)["average"]["weights"]
+    network = make_network("compact", {"widths": [4, 8], "blocks": [1, 1]})
+    network.load_state_dict(weights)
+    inputs = torch.rand(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network(inputs).numpy()
+    np.testing.assert_allclose(TorchEngine(written, precision="FP32").run(inputs.numpy()), expected, atol=1e-5)
+
+
+def test_two_stage_engine_is_fed_from_minus_one_to_one_and_does_what_was_trained_from_zero_to_one(tmp_path):
+    run = trained(tmp_path, "two_stage")
+    engine = TorchEngine(export_run(run, tmp_path / "engine.onnx", precision="FP32"), precision="FP32")
+    assert (engine.info.normalisation, engine.info.keeps_measured) == ("min_max", True)
+    content = content_of(run)
+    network = make_network("two_stage", content["recipe"]["network"]["options"]).eval()
+    network.load_state_dict(content["average"]["weights"])
+    picture = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network(picture)[:, 0].numpy()
+    np.testing.assert_allclose(engine.run((2 * picture - 1).numpy())[:, 0], expected, atol=1e-4)
+
+
+def test_blurred_mask_network_takes_pixels_off_the_path_as_zero(tmp_path):
+    options = ["data.channels=[sparse, dwell]", "data.noise=published", "data.normalisation=pstem", "ema=null"]
+    run = trained(tmp_path, "two_stage", *options, "network.options.input_channels=2")
+    content = content_of(run)
+    exported, _ = _network(validated(RecipeSettings, content["recipe"], ""), content)
+    network = make_network("two_stage", content["recipe"]["network"]["options"]).eval()
+    of_generator = {k: v for k, v in content["learner"]["networks"].items() if k.startswith("generator.")}
+    network.load_state_dict({k.removeprefix("generator."): v for k, v in of_generator.items()})
+    generator = torch.Generator().manual_seed(0)
+    scan, path = torch.rand(2, 1, 1, 96, 96, generator=generator)
+    path = torch.where(torch.rand(path.shape, generator=generator) > 0.7, path, 0.0)
+    on_path = (path > 0).float()
+    with torch.inference_mode():
+        expected = network(torch.cat([scan * on_path, path], 1))
+        got = exported(torch.cat([(2 * scan - 1) * on_path, path], 1))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+LATTICE = (
+    "data.patterns=[{pattern: {name: lattice, coverage: 1/16}, n: 1}]",
+    "data.inputs=lattice",
+    "data.channels=[sparse]",
+    "data.normalisation=min_max",
+    "data.target=blurred_3x3",
+    "objective.loss={pixel: 1}",
+)
+
+
+def test_one_stage_network_of_scale_4_becomes_a_super_resolving_engine(tmp_path):
+    run = trained(tmp_path, "completion", *LATTICE, "network={name: one_stage, options: {scale: 4, width: 0.125}}")
+    info = export_run(run, tmp_path / "engine.onnx", precision="FP32").info
+    assert (info.task, info.scale, info.size_multiple, info.target) == ("super_resolve", 4, 4, "blurred_3x3")
+    assert info.uncertainty_kind == "none"
+
+
+def test_one_stage_network_of_a_broken_scale_is_refused(tmp_path):
+    options = [
+        "data.patterns.0.pattern.coverage=1/25",
+        "network={name: one_stage, options: {scale: 5.333333333333333, width: 0.125}}",
+    ]
+    run = trained(tmp_path, "completion", *LATTICE, *options)
+    with pytest.raises(ExportError, match=r"5\.33.* pixels of one, engines 1, 2 or 4"):
+        export_run(run, tmp_path / "engine.onnx")
+    assert not (tmp_path / "engine.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        ([{"interval90": 0.91}], "calibrated"),
+        ([{"interval90": 0.7}], "placeholder"),
+        ([{"interval90": 0.99}], "placeholder"),
+        ([], "placeholder"),
+    ],
+)
+def test_deviation_counts_as_calibrated_if_validation_found_it_so(scores, kind, tmp_path):
+    assert _uncertainty_kind(recipe(tmp_path, "completion"), scores) == kind
+
+
+def test_second_output_that_no_loss_trained_is_worth_nothing(tmp_path):
+    settings = recipe(tmp_path, "completion", "objective.loss={relative_mse: 1}")
+    assert _uncertainty_kind(settings, [{"interval90": 0.9}]) == "none"
+
+
+def test_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint: expected a run folder"):
+        export_run(tmp_path, tmp_path / "engine.onnx")
+
+
+def test_engine_file_is_called_onnx(tmp_path):
+    with pytest.raises(ExportError, match=r"an engine file is called NAME\.onnx"):
+        export_run(tmp_path, tmp_path / "engine.pt")

@@ -1,0 +1,149 @@
+"""From a checkpoint to an engine file whose card says what it was trained for, on and how (imports torch)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lowdose.reconstruction.engine import EngineInfo, Precision, Rule
+from lowdose.reconstruction.engine_file import Card, EngineFile, ModelSpec
+from lowdose.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from lowdose.training.export import ExportError, export_engine
+from lowdose.training.learner import make_network
+from lowdose.training.settings import CompletionObjective, RecipeSettings, TwoStageObjective, validated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from lowdose.acquisition.frames import UncertaintyKind
+
+PUBLISHED_HALO_PX = 20
+"""From where on errors do not fall any more with the distance from the edge (arXiv:1910.10467)."""
+CALIBRATED = (0.85, 0.95)
+"""Shares of pixels in the 90 % interval at validation that make a standard deviation more than a placeholder."""
+
+
+def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> EngineFile:
+    """Write the network of a run as an engine file and return it.
+
+    Parameters
+    ----------
+    source : Path
+        A run folder, of which the newest checkpoint is taken, or a checkpoint. The moving average of the weights is
+        taken where there is one.
+    out : Path
+        NAME.onnx; the card goes beside it.
+    precision : "FP32", "BF16" or "FP16"
+        Of the engine file.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no checkpoint, or it cannot be read.
+    ExportError
+        If no engine can be what was trained.
+    """
+    if out.suffix != ".onnx":
+        raise ExportError(f"an engine file is called NAME.onnx, got {out}")
+    path = _checkpoint_of(source)
+    content = load_checkpoint(path)
+    settings = validated(RecipeSettings, content["recipe"], f"checkpoint {path}")
+    network, options = _network(settings, content)
+    return export_engine(network, out, _card(settings, content, network, options), precision=precision)
+
+
+def _checkpoint_of(source: Path) -> Path:
+    if source.is_file():
+        return source
+    path = latest_checkpoint(source / "checkpoints") or latest_checkpoint(source)
+    if path is None:
+        raise CheckpointError(
+            f"{source} holds no checkpoint: expected a run folder of `lowdose train`, or a checkpoint"
+        )
+    return path
+
+
+def _network(settings: RecipeSettings, content: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the trained network as engines are fed, and what to build it with."""
+    options = dict(settings.network.options)
+    if settings.data.normalisation in ("pstem", "dlss"):
+        options["unit_inputs"] = True  # trained on inputs from 0 to 1, engines are fed -1 to 1
+    network = make_network(settings.network.name, options)
+    average, learner = content["average"], content["learner"]
+    if average is not None:
+        weights = average["weights"]
+    elif isinstance(settings.objective, TwoStageObjective):
+        prefix = "generator."
+        weights = {k.removeprefix(prefix): v for k, v in learner["networks"].items() if k.startswith(prefix)}
+    else:
+        weights = learner["network"]
+    network.load_state_dict(weights)
+    return network.eval(), options
+
+
+def _card(settings: RecipeSettings, content: dict[str, Any], network: nn.Module, options: dict[str, Any]) -> Card:
+    about = content["about"]
+    folds = hasattr(network, "folded")
+    return Card(
+        _info(settings, content, network),
+        opset=0,  # with outputs and cost for the export to say
+        outputs=1,
+        gmac_512=0.0,
+        model=ModelSpec(settings.network.name, {**options, "plain": True} if folds else options),
+        patterns=tuple(dict.fromkeys(about["patterns"])),
+        coverages=tuple(about["coverages"]),
+        sizes=(settings.data.crop_px,),
+        provenance={
+            "recipe": content["recipe"],
+            "revision": about["revision"],
+            "seed": settings.seed,
+            "steps": content["step"],
+            "trained_s": round(about["trained_s"], 1),
+            "versions": about["versions"],
+            "validation": content["validation"],
+        },
+        training_data=tuple(about["training_data"]),
+    )
+
+
+def _info(settings: RecipeSettings, content: dict[str, Any], network: nn.Module) -> EngineInfo:
+    data, scale = settings.data, _scale(settings)
+    rule: Rule = "mean_std" if data.normalisation == "mean_std" else "min_max"
+    return EngineInfo(
+        name=settings.name,
+        version=str(content["about"]["versions"]["lowdose"]),
+        digest="",
+        precision="",
+        task="super_resolve" if data.inputs == "lattice" else "complete",
+        scale=scale,
+        channels=data.channels,
+        normalisation=rule,
+        target=data.target,
+        size_multiple=getattr(network, "size_multiple", 1),
+        halo_px=getattr(network, "halo_px", PUBLISHED_HALO_PX),
+        keeps_measured=isinstance(settings.objective, TwoStageObjective) and settings.objective.homogenise_noise,
+        uncertainty_kind=_uncertainty_kind(settings, content["validation"]),
+    )
+
+
+def _scale(settings: RecipeSettings) -> int:
+    """Return pixels out per pixel in."""
+    if settings.data.inputs == "field":
+        return 1
+    scale = settings.network.options.get("scale")
+    if scale not in (1, 2, 4):
+        raise ExportError(
+            f"network {settings.network.name} makes {scale or 'a broken number of'} pixels of one, engines 1, 2 or 4: "
+            "train on a lattice of coverage 1/16 with network.options.scale: 4"
+        )
+    return int(scale)
+
+
+def _uncertainty_kind(settings: RecipeSettings, scores: list[dict[str, Any]]) -> UncertaintyKind:
+    """Return what the second output, if there is one, was found to be worth."""
+    objective = settings.objective
+    if not (isinstance(objective, CompletionObjective) and (objective.loss.nll or objective.loss.interval)):
+        return "none"
+    share = scores[0]["interval90"] if scores else None
+    return "calibrated" if share is not None and CALIBRATED[0] <= share <= CALIBRATED[1] else "placeholder"

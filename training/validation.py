@@ -1,0 +1,140 @@
+"""Validation: how well a network completes a fixed set of examples that it never trains on (imports torch)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lowdose.reconstruction.infill import linear_map, nearest_map
+from lowdose.reconstruction.lattice_infill import lattice_maps
+from lowdose.training.learner import autocast, evaluating
+from lowdose.training.losses import mse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from lowdose.training.data import TrainingData
+    from lowdose.training.learner import Batch
+    from lowdose.training.settings import RecipeSettings
+
+NORMAL_50, NORMAL_90 = 0.6744898, 1.6448536
+"""Half widths of the central intervals of a normal distribution, in standard deviations."""
+AT_ONCE = 8
+LEAST_RANGE = 1e-6
+"""A picture of a smaller range is blank and does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well the examples of a pattern, or of all, are completed; every example has the same weight.
+
+    Parameters
+    ----------
+    pattern : str
+        "all" for all of them.
+    examples : int
+        That counted; blank ones do not.
+    rms_01 : float
+        Root of the mean squared error against the target, in units where the unblurred truth of every example
+        reaches from 0 to 1.
+    ratio_to_linear : float
+        RMS error of the network / RMS error of linear infill of the measured pixels, both against the target: the mean
+        over examples. Below 1 is better than linear.
+    interval50, interval90 : float or None
+        Share of pixels whose target lies in the central 50 % and 90 % interval of the normal distribution that the
+        network puts out; None if it puts out no standard deviation.
+    """
+
+    pattern: str
+    examples: int
+    rms_01: float
+    ratio_to_linear: float
+    interval50: float | None
+    interval90: float | None
+
+    def row(self) -> dict[str, Any]:
+        """Return it as JSON and checkpoints keep it."""
+        return asdict(self)
+
+
+class ValidationSet:
+    """Examples 0 to n of the validation data, with their linear infill.
+
+    Parameters
+    ----------
+    data : TrainingData
+        Of the validation split.
+    settings : RecipeSettings
+        How many, their channels and patterns, and the precision of the network.
+    device : torch.device
+        Of the network.
+    """
+
+    def __init__(self, data: TrainingData, settings: RecipeSettings, device: torch.device) -> None:
+        self._settings, self._device = settings, device
+        self._names = data.pattern_names
+        examples = [data[index] for index in range(settings.validation_examples)]
+        self._examples: Batch = {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
+        self._linear = self._linear_infill()
+
+    def scores(self, network: nn.Module) -> list[Score]:
+        """Return the score of all examples, then those of each pattern that occurs."""
+        with torch.inference_mode(), evaluating(network):
+            parts = [self._errors(network, slice(i, i + AT_ONCE)) for i in range(0, len(self._linear), AT_ONCE)]
+        errors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        pattern = self._examples["pattern"].numpy()
+        groups = {"all": np.ones(len(pattern), bool)}
+        if len(self._names) > 1:
+            groups |= {f"{name} ({i})": pattern == i for i, name in enumerate(self._names)}
+        return [_score(name, {k: v[group] for k, v in errors.items()}) for name, group in groups.items() if group.any()]
+
+    def _errors(self, network: nn.Module, some: slice) -> dict[str, NDArray[np.float64]]:
+        """Return, for each of some examples, squared errors, the range of its truth, and shares in intervals."""
+        batch = {name: tensor[some].to(self._device) for name, tensor in self._examples.items()}
+        with autocast(self._settings, self._device):
+            output = network(batch["inputs"])
+        mean, target = output[:, :1].float(), batch["target"]
+        errors = {
+            "network": mse(mean, target),
+            "linear": mse(self._linear[some].to(self._device), target),
+            "range": batch["truth"].amax((1, 2, 3)) - batch["truth"].amin((1, 2, 3)),
+        }
+        if output.shape[1] == 2:
+            off = (target - mean).abs()
+            errors["interval50"] = (off <= NORMAL_50 * output[:, 1:]).float().mean((1, 2, 3))
+            errors["interval90"] = (off <= NORMAL_90 * output[:, 1:]).float().mean((1, 2, 3))
+        return {name: tensor.double().cpu().numpy() for name, tensor in errors.items()}
+
+    def _linear_infill(self) -> Tensor:
+        """Return the linear infill of the measured pixels, in the units of the target."""
+        data = self._settings.data
+        if "linear" in data.channels and data.normalisation in ("mean_std", "min_max"):
+            return self._examples["inputs"][:, data.channels.index("linear"), None]
+        pairs = zip(self._examples["truth"].numpy(), self._examples["mask"].numpy(), strict=True)
+        return torch.from_numpy(np.stack([_linear_infill(truth[0], mask[0]) for truth, mask in pairs]))
+
+
+def _linear_infill(truth: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    maps = lattice_maps(mask)
+    infill = maps and maps.linear
+    infill = infill or linear_map(mask, nearest_map(mask)[0])
+    return infill.apply(truth[mask][None])
+
+
+def _score(pattern: str, errors: dict[str, NDArray[np.float64]]) -> Score:
+    counting = (errors["range"] > LEAST_RANGE) & (errors["linear"] > LEAST_RANGE**2)
+    if not counting.any():
+        return Score(pattern, 0, 0.0, 0.0, None, None)
+    found = {name: values[counting] for name, values in errors.items()}
+    intervals = [float(found[name].mean()) if name in found else None for name in ("interval50", "interval90")]
+    return Score(
+        pattern,
+        int(counting.sum()),
+        float(np.sqrt((found["network"] / found["range"] ** 2).mean())),
+        float(np.sqrt(found["network"] / found["linear"]).mean()),
+        *intervals,
+    )
