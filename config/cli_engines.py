@@ -60,6 +60,9 @@ def evaluate(
     crop: Annotated[int, typer.Option(help="Edge of the square from the middle of each image, in pixels.")] = 512,
     noise: Annotated[str, typer.Option(help="none, or counts: single electrons at 25 pA and 1 µs.")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Of random patterns and noise.")] = 0,
+    deconvolve: Annotated[
+        bool, typer.Option("--deconvolve", help="Also sharpen what engines of blurred targets make: seconds a picture.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="End with so many images, sources by turns.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.md, evaluation.json and figures.")] = None,
     json_file: JsonFile = None,
@@ -80,6 +83,7 @@ def evaluate(
             limit=limit,
             out=out,
             json_file=json_file,
+            deconvolve=deconvolve,
         )
     )
 

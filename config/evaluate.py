@@ -29,7 +29,7 @@ from lowdose.training.evaluation_scan import laid_out
 from lowdose.training.sources import ImageFile, list_images
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.progress import Progress
 
@@ -52,6 +52,7 @@ def run_evaluation(
     limit: int | None,
     out: Path | None,
     json_file: Path | None,
+    deconvolve: bool = False,
 ) -> int:
     """Evaluate engines on images; print the errors, write the report into `out` and the figures' numbers as JSON.
 
@@ -70,6 +71,8 @@ def run_evaluation(
         laid_out(mapping, crop_px, cast("Noise", noise), seed)
     listed = listed_images(paths, where)
     made = make_engines(engines)
+    if deconvolve:
+        made |= deconvolved(made)
     if out is not None:
         _make_folder(out)
     with _progress() as progress:
@@ -174,6 +177,22 @@ def make_engines(names: str | None) -> dict[str, Engine]:
         label = name if label in engines else label
         engines[label] = build_engine(StageSettings(complete=name))
     return engines
+
+
+def deconvolved(engines: Mapping[str, Engine]) -> dict[str, Engine]:
+    """Return those that estimate blurred pictures, with deconvolution after them.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    from lowdose.training.deconvolution import DeconvolvedEngine
+
+    found = {name: engine for name, engine in engines.items() if engine.info.target == "blurred_5x5"}
+    if not found:
+        raise ConfigError("--deconvolve sharpens what engines trained on blurred targets make: name one by --engines")
+    return {f"{name} deconvolved": DeconvolvedEngine(engine) for name, engine in found.items()}
 
 
 def _make_folder(out: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import tifffile
 import torch
 
-from lowdose.training.deconvolution import deconvolve
+from lowdose.reconstruction.engines.classical_engine import LinearEngine
+from lowdose.training.deconvolution import DeconvolvedEngine, deconvolve
 from lowdose.training.losses import gaussian_blur, mse
 
 
@@ -59,3 +62,29 @@ def test_a_smooth_micrograph_moves_away_from_its_truth(micrographs):
     found = deconvolve(blurred)
     assert found.reblur_mse.item() < 1e-5
     assert mse(found.images, truth).item() > 5 * mse(blurred, truth).item()
+
+
+class Blurred:
+    """Knows the blurred truth."""
+
+    info = replace(LinearEngine().info, name="blurred", target="blurred_5x5", channels=("linear",))
+
+    def run(self, inputs):
+        mean = gaussian_blur(torch.from_numpy(inputs)).numpy()
+        return np.concatenate([mean, np.ones_like(mean)], axis=1)
+
+
+def test_an_engine_of_blurred_pictures_is_sharpened_whatever_their_unit():
+    engine = DeconvolvedEngine(Blurred())
+    truth = np.random.default_rng(0).random((2, 1, 48, 48), dtype=np.float32)
+    output = engine.run(truth)
+    assert engine.info.target == "sharp"
+    assert not output[:, 1].any()
+    blurred = Blurred().run(truth)[:, :1]
+    assert np.square(output[:, :1] - truth).mean() < 0.9 * np.square(blurred - truth).mean()
+    np.testing.assert_allclose(engine.run(1000 * truth)[:, :1], 1000 * output[:, :1], rtol=0.02, atol=10)
+
+
+def test_an_engine_of_sharp_pictures_is_left_alone():
+    with pytest.raises(ValueError, match="estimates sharp, expected blurred_5x5"):
+        DeconvolvedEngine(LinearEngine())

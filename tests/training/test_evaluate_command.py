@@ -11,8 +11,9 @@ import pytest
 import tifffile
 
 from lowdose.config.errors import ConfigError
-from lowdose.config.evaluate import chosen_patterns, listed_images, make_engines, run_evaluation
+from lowdose.config.evaluate import chosen_patterns, deconvolved, listed_images, make_engines, run_evaluation
 from lowdose.training.data_store import DataError
+from tests.reconstruction.engine_files import write_smoothing
 
 OPTIONS = {
     "engines": None,
@@ -136,3 +137,11 @@ def test_real_micrographs_give_the_published_order_of_the_baselines(micrographs,
     order = ["bilinear", "bicubic", "lanczos", "nearest"]
     assert sorted(order, key=lambda method: rms[f"{method}_published"]) == order  # DLSS-STEM, Table 2
     assert rms["bilinear_aligned"] < rms["bilinear_published"]
+
+
+def test_deconvolution_asks_for_an_engine_of_blurred_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--deconvolve sharpens what engines trained on blurred targets make"):
+        deconvolved(make_engines("linear"))
+    file = write_smoothing(tmp_path, target="blurred_5x5")
+    made = deconvolved(make_engines(str(file.path)))
+    assert [(name, engine.info.target) for name, engine in made.items()] == [("smoothing deconvolved", "sharp")]
