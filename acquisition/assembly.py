@@ -130,7 +130,7 @@ class FrameAssembler:
 
         A block that fits no position of the scan, or belongs to a frame already handed out, is counted in `refused`.
         """
-        if not self._fits(block):
+        if not block_fits(self.start, block):
             self.refused += 1
             return []
         completed = []
@@ -180,17 +180,6 @@ class FrameAssembler:
             times_ns={**self._times, "assembled": self._clock()},
         )
 
-    def _fits(self, block: SampleBlock) -> bool:
-        path = self.start.path_of(block.frame_index)
-        n_channels, m = block.counts.shape
-        return (
-            block.scan_id == self.start.scan_id
-            and block.path_digest == path.digest
-            and n_channels == len(self.start.channels)
-            and m > 0
-            and block.first + m <= len(path)
-        )
-
     def _begin(self, block: SampleBlock) -> None:
         self.frame_index = block.frame_index
         self._frame_done = False
@@ -207,6 +196,19 @@ class FrameAssembler:
         times["first_sample"] = min(times["first_sample"], block.t_first_ns)
         if block.t_last_ns >= times["last_sample"]:
             times |= {"last_sample": block.t_last_ns, "sent": block.t_sent_ns, "received": t_received_ns}
+
+
+def block_fits(start: ScanStart, block: SampleBlock) -> bool:
+    """Tell whether a block is of this scan and lies on its path."""
+    path = start.path_of(block.frame_index)
+    n_channels, m = block.counts.shape
+    return (
+        block.scan_id == start.scan_id
+        and block.path_digest == path.digest
+        and n_channels == len(start.channels)
+        and m > 0
+        and block.first + m <= len(path)
+    )
 
 
 class SequenceCounter:

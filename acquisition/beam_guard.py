@@ -52,6 +52,8 @@ class BeamGuard:
         For the dose [pA].
     emit : callable
         Takes every `Event`; must not block.
+    lost_recording : callable
+        Tells, once, why what is measured is not being recorded any more; must not block.
     clock : callable
         Monotonic time [ns].
     """
@@ -64,6 +66,7 @@ class BeamGuard:
         *,
         beam_current_pa: float,
         emit: Callable[[Event], None],
+        lost_recording: Callable[[], Reason | None] = lambda: None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if not controller.limits.dead_man and not safety.allow_no_dead_man:
@@ -73,7 +76,7 @@ class BeamGuard:
             )
         self._controller, self._safety, self._dose = controller, safety, dose
         self._beam_current_pa = beam_current_pa
-        self._emit, self._clock = emit, clock
+        self._emit, self._lost_recording, self._clock = emit, lost_recording, clock
         self._lock = threading.RLock()  # of the figures; never held while the controller does something
         self._acting = threading.Lock()  # one order to the beam at a time; held no longer than the steps may take
         self._orders = self._new_hands()
@@ -128,10 +131,14 @@ class BeamGuard:
             self.check()
 
     def check(self) -> None:
-        """Make safe if a deadline has passed while scanning."""
+        """Make safe if a deadline has passed while scanning, or a recording was lost, whatever the beam does."""
         self._make_safe(self._overdue)
 
     def _overdue(self) -> Reason | None:
+        lost = self._lost_recording()
+        if lost is not None:
+            self.off_orders += 1  # a start that still waits was asked for by somebody who trusted the recording
+            return lost
         if self.state != "scanning":
             return None
         if self._lease_expired():

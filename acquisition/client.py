@@ -86,9 +86,32 @@ class MicroscopeClient:
         """Clear a latched alarm by hand."""
         self._ask("clear_alarm")
 
-    def renew_lease(self) -> None:
-        """Keep the scan alive for another lease; refused while somebody else holds the lease."""
-        self._ask("renew_lease")
+    def renew_lease(self) -> dict[str, Any]:
+        """Keep the scan alive for another lease; refused while somebody else holds the lease.
+
+        Returns
+        -------
+        dict
+            recorder, record_wanted and record_trouble: who records, whether the operator asks for a recording that
+            has not begun, why the last one was lost.
+        """
+        return self._ask("renew_lease")
+
+    def attach_recorder(self, timeout_s: float | None = None) -> str:
+        """Become the recorder: everything from now on is kept for it. Return the token of its acknowledgements."""
+        return str(self._ask("attach_recorder", timeout_s=timeout_s)["token"])
+
+    def begin_recording(self) -> None:
+        """Ask for a recording: whoever supervises the services starts a recorder."""
+        self._ask("begin_recording")
+
+    def end_recording(self, token: str | None = None) -> None:
+        """End the recording, as its recorder with its token, or as the operator; the scan goes on."""
+        self._ask("end_recording", {} if token is None else {"token": token})
+
+    def note(self, text: str) -> None:
+        """Tell everybody, a recording too, what the operator wants to be remembered."""
+        self._ask("note", {"text": text})
 
     def describe_scan(self, scan_id: str = "") -> ScanStart:
         """Return the start of a scan, by default of the current one."""

@@ -1,4 +1,4 @@
-"""What the services tell each other: scan starts, sample blocks, scan ends, requests and replies (numpy only)."""
+"""What the services tell each other: scans, sample blocks, requests, replies, acknowledgements (numpy only)."""
 
 from __future__ import annotations
 
@@ -139,3 +139,26 @@ class Reply:
     request_id: int
     error: str = ""
     result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAck:
+    """A recorder's word, at least every 50 ms: everything up to `seq` is written; or `error` says why no more will be.
+
+    Parameters
+    ----------
+    token : str
+        As the microscope gave it.
+    seq : int
+        Running number of the record path.
+    error : str
+        Empty while all is well.
+    """
+
+    token: str
+    seq: int
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.token.isascii() and self.seq >= 0):
+            raise ValueError(f"a token is ASCII and seq >= 0, got seq {self.seq}")

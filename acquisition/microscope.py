@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
@@ -11,19 +12,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowdose.acquisition.beam_guard import MAX_TEXT, BeamGuard
-from lowdose.acquisition.continuity import BlockOrder, block_plan
-from lowdose.acquisition.messages import Reply, SampleBlock, ScanEnd, ScanStart
+from lowdose.acquisition.continuity import block_plan
+from lowdose.acquisition.messages import Reply, ScanStart
 from lowdose.acquisition.realtime import collect, frozen_garbage_collector
+from lowdose.acquisition.record_path import RecordPath
+from lowdose.acquisition.recording import facts, note
+from lowdose.acquisition.sample_stream import SampleStream
 from lowdose.acquisition.scans import ScanBook, scan_values, spec_of
 from lowdose.acquisition.sockets import SAMPLES_HWM, ControlServer, Publisher
 from lowdose.acquisition.status import StatusReport
+from lowdose.acquisition.wire import encode
+from lowdose.acquisition.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Self
 
-    from lowdose.acquisition.controllers.base import Samples, ScanController
+    from lowdose.acquisition.controllers.base import ScanController
     from lowdose.acquisition.messages import Request
     from lowdose.acquisition.settings import (
         BeamSettings,
@@ -33,17 +39,20 @@ if TYPE_CHECKING:
         ScanSettings,
     )
     from lowdose.acquisition.sockets import Address
+    from lowdose.acquisition.wire import Message
     from lowdose.scan_patterns.grid import ScanGrid
     from lowdose.scan_patterns.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 
-TICK_S, REPORT_EVERY_S, COLLECT_EVERY_S, COMPLAIN_EVERY_S = 0.01, 0.2, 1.0, 1.0
+TICK_S, REPORT_EVERY_S = 0.01, 0.2
 CONTROL_HELD_S = 3.0
+LAST_WORDS_S = 0.7
+"""How long a service that ends waits for its recorder; the beam is off by then."""
 
 
 class MicroscopeService:
-    """Runs one controller. Its threads: requests are answered, slow ones worked on, deadlines watched; one more scans.
+    """Runs one controller, one thread each for requests, slow ones, deadlines, the record path and the scan.
 
     Parameters
     ----------
@@ -57,6 +66,8 @@ class MicroscopeService:
         Makes a pattern of a mapping with `name` and parameters; ValueError says what is wrong.
     pattern_names : tuple of str
         What a display may offer.
+    settings_facts : mapping or None
+        Everything that was configured, as a recording tells it.
     """
 
     def __init__(
@@ -71,71 +82,95 @@ class MicroscopeService:
         *,
         make_pattern: Callable[[Mapping[str, Any], ScanGrid], Pattern],
         pattern_names: tuple[str, ...],
+        settings_facts: Mapping[str, Any] | None = None,
     ) -> None:
         self._controller, self._pattern_names = controller, pattern_names
+        self._grid, self._beam, self._settings_facts = grid, beam, dict(settings_facts or {})
         self._scans = ScanBook(controller, grid, scan, beam, make_pattern)
         self._lock = threading.Lock()
         with ExitStack() as opened:
             self._publisher = opened.enter_context(Publisher(network.samples, hwm=SAMPLES_HWM))
             self._control = opened.enter_context(ControlServer(network.control))
+            self._record = RecordPath(network.record, stall_ms=safety.record_stall_ms)
+            opened.callback(self._record.close)
             self.guard = BeamGuard(
-                controller, safety, dose, beam_current_pa=beam.current_pa, emit=self._publisher.publish
+                controller,
+                safety,
+                dose,
+                beam_current_pa=beam.current_pa,
+                emit=self._emit,
+                lost_recording=self._record.trouble,
             )
-            self._next = self._current = self._scans.new(scan.pattern, scan.dwell_time_us, area_id=0)
+            self._next = self._scans.new(scan.pattern, scan.dwell_time_us, area_id=0)
             self._prepare(self._next)
+            for message in self._opening():
+                encode(message)  # settings too large to be told are refused now, not when somebody records
             opened.pop_all()
         self._admitted = ""
-        self._order = BlockOrder(controller.limits, self._scans.find)
-        self._streaming: tuple[str, int] | None = None  # scan and frame of the last block published
-        self._complained, self._complained_s = (0, 0), 0.0
+        self._stream = SampleStream(controller.limits, self._scans.find, self.guard, self._emit)
+        self._stream.current = self._next
         self._frames_left: int | None = None
-        self._acquired = 0
-        self._error: BaseException | None = None
+        self._record_wanted = False
+        self._worker = Worker("microscope service", on_failure=self._failed)
+        self._record_over = threading.Event()  # of its own: a service that has failed still tells its recorder the rest
         self._control_holder, self._control_seen_s = "", 0.0
-        self._stopping = threading.Event()
         self._work: queue.Queue[tuple[Address, Request, int] | None] = queue.Queue(maxsize=32)
         self._done: queue.Queue[tuple[Address, Reply | ScanStart]] = queue.Queue()
-        self._threads: list[threading.Thread] = []
         self._scan_thread: threading.Thread | None = None
 
     @property
     def endpoints(self) -> dict[str, str]:
-        """Where control and samples are bound."""
-        return {"control": self._control.endpoint, "samples": self._publisher.endpoint}
+        """Where control, samples and the record path are bound."""
+        return {
+            "control": self._control.endpoint,
+            "samples": self._publisher.endpoint,
+            "record": self._record.endpoint,
+        }
 
     # --- lifetime ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to answer requests; the beam stays parked until somebody asks for a scan."""
-        watch = partial(self.guard.watch, self._stopping)
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True)
-            for name, loop in (("control", self._answer), ("work", self._run_work), ("watch", watch))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._worker.start(
+            control=self._answer,
+            work=self._run_work,
+            watch=partial(self.guard.watch, self._worker.stopping),
+            record=partial(self._record.run, self._record_over),
+        )
 
     def close(self, reason: str = "the microscope service ended") -> None:
-        """Make the beam safe, end all threads, close everything; twice is fine."""
+        """Make the beam safe, end recording and threads, close everything; twice is fine."""
         self.guard.make_safe("service_ended", reason)
-        self._stopping.set()
+        self._end_recording(reason)
+        self._worker.stopping.set()
+        self._record_over.set()
         with suppress(queue.Full):  # of requests that wait for a driver that hangs
             self._work.put_nowait(None)
-        for thread in (*self._threads, self._scan_thread):
-            if thread is not None:
-                thread.join(timeout=5)
+        self._worker.join()
+        self._join_scan(5.0)
         self._controller.close()
         self._control.close()
+        self._record.close()
         self._publisher.close()
+
+    def _end_recording(self, reason: str) -> None:
+        """Give a recorder what was measured to the end, now that the beam is off."""
+        if self._record.recorder:
+            self._join_scan(LAST_WORDS_S)
+            self._record.end(reason)
+            self._record.wait_over(LAST_WORDS_S)
+
+    def _join_scan(self, timeout_s: float) -> None:
+        if self._scan_thread is not None:
+            self._scan_thread.join(timeout_s)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the service has failed or was closed; tell whether it is over."""
-        return self._stopping.wait(timeout_s)
+        return self._worker.wait(timeout_s)
 
     def maybe_raise(self) -> None:
         """Raise what ended a thread, if anything did."""
-        if self._error is not None:
-            raise self._error
+        self._worker.maybe_raise()
 
     def __enter__(self) -> Self:
         self.start()
@@ -144,21 +179,21 @@ class MicroscopeService:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _guarded(self, loop: Callable[[], None]) -> None:
-        try:
-            loop()
-        except BaseException as error:
-            self.guard.make_safe("exception", f"{type(error).__name__}: {error}", "alarm")
-            self._error = error
-            self._stopping.set()
-            logger.exception("the microscope service failed")
+    def _failed(self, error: BaseException) -> None:
+        self.guard.make_safe("exception", f"{type(error).__name__}: {error}", "alarm")
+
+    def _emit(self, message: Message) -> None:
+        """Tell everybody who listens, and the recorder; from any thread, never waiting for either."""
+        buffers = encode(message)
+        self._publisher.send(buffers)
+        self._record.keep(message, buffers)
 
     # --- control ----------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
         """Answer quick requests at once, hand slow ones to the work thread."""
         next_report_s = 0.0
-        while not self._stopping.is_set():
+        while not self._worker.stopping.is_set():
             received = self._control.receive(TICK_S)
             if received is not None:
                 self._dispatch(*received)
@@ -169,7 +204,7 @@ class MicroscopeService:
                 next_report_s = time.monotonic() + REPORT_EVERY_S
 
     def _dispatch(self, address: Address, request: Request) -> None:
-        if request.verb in ("configure", "describe_scan", "start"):
+        if request.verb in ("configure", "describe_scan", "start", "attach_recorder"):
             try:
                 self._work.put_nowait((address, request, self.guard.off_orders))
             except queue.Full:
@@ -178,7 +213,7 @@ class MicroscopeService:
             self._control.reply(address, self._reply(request))
 
     def _run_work(self) -> None:
-        while (item := self._work.get()) is not None and not self._stopping.is_set():
+        while (item := self._work.get()) is not None and not self._worker.stopping.is_set():
             address, request, off_orders = item
             self._done.put((address, self._reply(request, off_orders)))
 
@@ -196,6 +231,10 @@ class MicroscopeService:
             "clear_alarm": self._do_clear_alarm,
             "renew_lease": self._do_renew_lease,
             "describe_scan": self._do_describe_scan,
+            "attach_recorder": self._do_attach_recorder,
+            "begin_recording": self._do_begin_recording,
+            "end_recording": self._do_end_recording,
+            "note": self._do_note,
         }
         if request.verb not in verbs:
             return Reply(request.request_id, error=f"unknown verb {request.verb[:32]!r}: known are {', '.join(verbs)}")
@@ -236,12 +275,13 @@ class MicroscopeService:
         dwell_time_us = request.arguments.get("dwell_time_us", self._next.dwell_time_us)
         if isinstance(dwell_time_us, bool) or not isinstance(dwell_time_us, int | float):
             raise TypeError(f"dwell_time_us must be a number, got {type(dwell_time_us).__name__}")
-        in_use = {self._admitted, self._current.scan_id, self._next.scan_id}
+        in_use = {self._admitted, self._stream.current.scan_id, self._next.scan_id}
         scan = self._scans.new(pattern, float(dwell_time_us), area_id=self.guard.area_id, keep=in_use)
         self._prepare(scan)
         self._next = scan
+        self._emit(self._facts_of_settings())
         if self.guard.state != "scanning":
-            self._current = scan
+            self._stream.current = scan
         return scan_values(scan, self._controller.limits)
 
     def _prepare(self, scan: ScanStart) -> None:
@@ -288,7 +328,9 @@ class MicroscopeService:
     def _do_new_area(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
         self._controller.new_area()
-        return {"area_id": self.guard.new_area()}
+        area_id = self.guard.new_area()
+        self.guard.report("new_area", f"new area {area_id}: the stage has moved, the dose is summed from zero", "info")
+        return {"area_id": area_id}
 
     def _do_clear_alarm(self, request: Request) -> dict[str, Any]:
         self._require_control(request)
@@ -297,11 +339,64 @@ class MicroscopeService:
 
     def _do_renew_lease(self, request: Request) -> dict[str, Any]:
         self.guard.renew_lease(request.client)
-        return {}
+        return {**self._recording_values(), "record_trouble": self._record.last_trouble}
 
     def _do_describe_scan(self, request: Request) -> ScanStart:
         _require_known(request, "scan_id")
-        return self._scans.find(request.arguments.get("scan_id") or self._current.scan_id)
+        return self._scans.find(request.arguments.get("scan_id") or self._stream.current.scan_id)
+
+    # --- recording --------------------------------------------------------------------------------------------------
+
+    def _do_attach_recorder(self, request: Request) -> dict[str, Any]:
+        token = self._record.attach(request.client, self._opening())
+        self._record_wanted = False
+        self.guard.report("recording_begun", f"everything is recorded by {request.client}", "info")
+        return {"token": token}
+
+    def _do_begin_recording(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        if self._record.recorder:
+            raise PermissionError(f"{self._record.recorder} records already")
+        self._record_wanted = True
+        return {}
+
+    def _do_end_recording(self, request: Request) -> dict[str, Any]:
+        _require_known(request, "token")
+        token = request.arguments.get("token")
+        if token is None:
+            self._require_control(request)
+        elif not (isinstance(token, str) and token.isascii()):
+            raise TypeError("token must be the text that attach_recorder gave")
+        self._record_wanted = False
+        self._record.end(f"ended by {request.client}", token)
+        return {}
+
+    def _do_note(self, request: Request) -> dict[str, Any]:
+        self._require_control(request)
+        _require_known(request, "text")
+        text = request.arguments.get("text")
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT:
+            raise ValueError(f"a note is a text of 1 to {MAX_TEXT} characters")
+        self._emit(note(text, time.monotonic_ns()))
+        return {}
+
+    def _opening(self) -> list[Message]:
+        """Return what a recording begins with: how everything is set."""
+        now = time.monotonic_ns()
+        calibration = {"grid": dataclasses.asdict(self._grid), "limits": dataclasses.asdict(self._controller.limits)}
+        return [
+            self._facts_of_settings(),
+            facts("calibration", calibration, now),
+            facts("beam", self._beam.model_dump(mode="json"), now),
+        ]
+
+    def _facts_of_settings(self) -> StatusReport:
+        scan = {**self._settings_facts.get("scan", {}), "pattern": spec_of(self._next)}
+        scan["dwell_time_us"] = self._next.dwell_time_us
+        return facts("settings", {**self._settings_facts, "scan": scan}, time.monotonic_ns())
+
+    def _recording_values(self) -> dict[str, Any]:
+        return {"recorder": self._record.recorder, "record_wanted": self._record_wanted}
 
     # --- scanning ---------------------------------------------------------------------------------------------------
 
@@ -315,81 +410,31 @@ class MicroscopeService:
 
     def _scan_loop(self) -> None:
         """Stream the controller's samples; whatever ends the loop, the beam is off after it."""
-        self._streaming = None
         with frozen_garbage_collector():
-            self._guarded(self._stream)
+            self._worker.guarded(lambda: self._stream.run(self._controller.blocks(), begun=self._publish_report))
             self.guard.make_safe("scan_ended", "the scan ended")
-        self._announce_end("stopped")
-
-    def _stream(self) -> None:
-        collected_s = time.monotonic()
-        for samples in self._controller.blocks():
-            seq = self._order.number(samples)
-            self._complain()
-            if seq is None:
-                continue
-            self.guard.block_came(samples)
-            if self._streaming is None or samples.scan_id != self._streaming[0]:
-                self._announce_end("another scan follows")
-                self._announce(samples.scan_id)
-            self._publish_block(samples, seq)
-            self._streaming = samples.scan_id, samples.frame_index
-            if samples.ends_frame:
-                self._acquired += 1
-                if time.monotonic() - collected_s > COLLECT_EVERY_S:
-                    collect()
-                    collected_s = time.monotonic()
-
-    def _announce(self, scan_id: str) -> None:
-        self._current = self._scans.find(scan_id)
-        self._publisher.publish(self._current)
-        self._publish_report()
-
-    def _announce_end(self, reason: str) -> None:
-        if self._streaming is not None:
-            self._publisher.publish(ScanEnd(*self._streaming, reason))
-
-    def _complain(self) -> None:
-        """Tell, at most once a second, how many blocks the controller has lost or delivered wrong."""
-        counted, now = (self._order.lost, self._order.refused), time.monotonic()
-        if counted > self._complained and now - self._complained_s > COMPLAIN_EVERY_S:
-            self._complained, self._complained_s = counted, now
-            text = f"{counted[0]} blocks of the controller are missing; {counted[1]} were not whole or doubled: refused"
-            self.guard.report("blocks_wrong", text, "warning")
-
-    def _publish_block(self, samples: Samples, seq: int) -> None:
-        self._publisher.publish(
-            SampleBlock(
-                scan_id=samples.scan_id,
-                path_digest=samples.path.digest,
-                frame_index=samples.frame_index,
-                first=samples.first,
-                counts=samples.counts,
-                seq=seq,
-                t_first_ns=samples.t_first_ns,
-                t_last_ns=samples.t_last_ns,
-                t_sent_ns=time.monotonic_ns(),
-            )
-        )
+        self._stream.end("stopped")
 
     # --- status -----------------------------------------------------------------------------------------------------
 
     def _publish_report(self) -> None:
-        self._publisher.publish(StatusReport("microscope", time.monotonic_ns(), self._report_values()))
+        self._emit(StatusReport("microscope", time.monotonic_ns(), self._report_values()))
 
     def _report_values(self) -> dict[str, Any]:
         held = time.monotonic() - self._control_seen_s < CONTROL_HELD_S
         return {
             **self.guard.values(),
-            "acquired": self._acquired,
+            "acquired": self._stream.acquired,
             "control_holder": self._control_holder if held else "",
             "dead_man": self._controller.limits.dead_man,
             "patterns": self._pattern_names,
-            "blocks_lost": self._order.lost,
-            "blocks_refused": self._order.refused,
+            "blocks_lost": self._stream.order.lost,
+            "blocks_refused": self._stream.order.refused,
             "has_listener": self._publisher.has_listener("samples"),
-            "garbage": self._control.garbage,
-            **scan_values(self._current, self._controller.limits),
+            "garbage": self._control.garbage + self._record.garbage,
+            **self._recording_values(),
+            "record_waiting_ms": round(self._record.waiting_ms(), 1),
+            **scan_values(self._stream.current, self._controller.limits),
         }
 
 

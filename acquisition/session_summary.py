@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowdose.acquisition.assembly import SequenceCounter
+from lowdose.acquisition.assembly import SequenceCounter, block_fits
 from lowdose.acquisition.frames import DenseFrame
 from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.session_reader import SessionReader, SessionReport
@@ -134,14 +134,6 @@ def summarise(path: Path) -> SessionSummary:
 def _keep(events: list[Event], event: Event) -> None:
     if len(events) < MAX_EVENTS_KEPT:
         events.append(event)
-
-
-def block_fits(start: ScanStart, block: SampleBlock) -> bool:
-    """Tell whether a block lies on its scan's path."""
-    path = start.path_of(block.frame_index)
-    n_channels, m = block.counts.shape
-    placed = block.path_digest == path.digest and m > 0 and block.first + m <= len(path)
-    return placed and block.scan_id == start.scan_id and n_channels == len(start.channels)
 
 
 class ScanTally:

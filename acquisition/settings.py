@@ -68,8 +68,21 @@ class SafetySettings(Settings):
     block_deadline_blocks: Annotated[float, Field(ge=1, le=100)] = 3.0
     late_ms: Annotated[float, Field(gt=0, le=60_000)] = 5.0
     check_every_ms: Annotated[float, Field(gt=0, le=100)] = 2.0
+    record_stall_ms: Annotated[float, Field(ge=100, le=60_000)] = 500.0
     blank_timeout_s: Annotated[float, Field(gt=0, le=10)] = 0.1
     allow_no_dead_man: bool = False
+
+
+class RecordSettings(Settings):
+    """Where everything measured goes: null = nothing is recorded from the beginning.
+
+    `fsync` says when to wait until the disk itself has it: never, after every chunk (200 ms), or when the file is
+    closed. `frames` adds completed frames; they may be dropped, which the file counts, and never hold up anything.
+    """
+
+    path: str | None = None
+    fsync: Literal["never", "chunk", "close"] = "close"
+    frames: bool = False
 
 
 class NetworkSettings(Settings):
@@ -77,9 +90,10 @@ class NetworkSettings(Settings):
 
     control: str = "tcp://127.0.0.1:5750"
     samples: str = "tcp://127.0.0.1:5751"
+    record: str = "tcp://127.0.0.1:5752"
     frames: str = "tcp://127.0.0.1:5753"
 
-    @field_validator("control", "samples", "frames")
+    @field_validator("control", "samples", "record", "frames")
     @classmethod
     def _known_transport(cls, endpoint: str) -> str:
         if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):

@@ -1,4 +1,4 @@
-"""Sockets: the only door to ZeroMQ. Publish and subscribe, request and reply, both with bounded memory.
+"""Sockets: the only door to ZeroMQ. Publish and subscribe, request and reply, record: all with bounded memory.
 
 A socket belongs to one thread; only `Publisher.publish` may be called from any.
 """
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from lowdose.acquisition.messages import Reply, Request
-from lowdose.acquisition.wire import MAX_HEADER_BYTES, MAX_PART_BYTES, Message, Topic, WireError, decode, encode
+from lowdose.acquisition.messages import RecordAck, Reply, Request
+from lowdose.acquisition.wire import MAX_HEADER_BYTES, MAX_PART_BYTES, Buffer, Message, Topic, WireError, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,9 @@ SAMPLES_HWM = 1000
 """2 s of blocks of 2 ms; 300 ms of those of a 16 x 16 field, whose frames last 0.3 ms."""
 FRAMES_HWM = 2
 STATUS_HWM = 1000
+RECORD_HWM = 100
+"""Messages in the queues of a record path; the others wait in its ring, where they count."""
+SEQ_BYTES = 8
 HEARTBEAT_MS = 500
 LINGER_MS = 200
 ENDPOINTS = "tcp://127.0.0.1:PORT, ipc://PATH or inproc://NAME"
@@ -42,6 +45,10 @@ Address = tuple[bytes, int]
 
 class EndpointError(ValueError):
     """An endpoint cannot be bound as configured."""
+
+
+class PeerGoneError(ConnectionError):
+    """The peer a message was for is not connected any more."""
 
 
 class ControlRefusedError(RuntimeError):
@@ -105,6 +112,11 @@ class _Socket:
         self.close()
 
 
+def _are_large(buffers: Sequence[Buffer]) -> bool:
+    """Tell whether it pays to let ZeroMQ read the buffers in place."""
+    return len(buffers) > 2 and max(len(buffer) for buffer in buffers) > 65_536
+
+
 class Publisher(_Socket):
     """Sends to whoever listens and never waits: a slow listener loses messages, which it can count.
 
@@ -124,11 +136,13 @@ class Publisher(_Socket):
 
     def publish(self, message: Message) -> None:
         """Send a message to all listeners of its topic; from any thread."""
-        buffers = encode(message)
-        large = len(buffers) > 2 and max(len(buffer) for buffer in buffers) > 65_536
+        self.send(encode(message))
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send an encoded message, as `publish` does."""
         with self._lock:
             if not self._socket.closed:
-                self._socket.send_multipart(buffers, copy=not large)
+                self._socket.send_multipart(buffers, copy=not _are_large(buffers))
 
     def has_listener(self, topic: Topic) -> bool:
         """Tell whether anybody has subscribed to a topic."""
@@ -262,6 +276,63 @@ class ControlClient(_Socket):
             else:
                 return came or message
         return None
+
+
+class RecordServer(_Socket):
+    """The microscope's side of a record path: numbered messages out, acknowledgements in."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(zmq.ROUTER, hwm=RECORD_HWM)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)  # an acknowledgement has no arrays
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tells at once that a recorder is gone; not what bounds it
+        self.endpoint = self._bind(endpoint)
+
+    def receive(self, timeout_s: float) -> tuple[bytes, RecordAck] | None:
+        """Return who acknowledges and what; None if nothing came in time."""
+        if not self._socket.poll(round(1000 * timeout_s)):
+            return None
+        identity, *buffers = self._socket.recv_multipart(copy=False)
+        message = self._decode(buffers)
+        return (bytes(identity.buffer), message) if isinstance(message, RecordAck) else None
+
+    def send(self, identity: bytes, seq: int, buffers: Sequence[Buffer]) -> bool:
+        """Send a message without waiting; False if the queue is full. PeerGoneError if nobody of that identity is."""
+        numbered = [identity, seq.to_bytes(SEQ_BYTES), *buffers]
+        try:
+            self._socket.send_multipart(numbered, zmq.NOBLOCK, copy=not _are_large(buffers))
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            raise PeerGoneError(error.strerror) from None
+        return True
+
+
+class RecordClient(_Socket):
+    """The recorder's side of a record path; for one thread.
+
+    Parameters
+    ----------
+    endpoint : str
+        The microscope's.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(zmq.DEALER, hwm=RECORD_HWM)
+        self._connect(endpoint)
+
+    def receive(self, timeout_s: float) -> tuple[int, Message] | None:
+        """Return the next message and its running number; None if none came in time. WireError for anything else."""
+        if not self._socket.poll(round(1000 * timeout_s)):
+            return None
+        seq, *buffers = (frame.buffer for frame in self._socket.recv_multipart(copy=False))
+        if len(seq) != SEQ_BYTES:
+            raise WireError(f"a message of the record path begins with {SEQ_BYTES} bytes, got {len(seq)}")
+        return int.from_bytes(seq), decode(buffers)
+
+    def acknowledge(self, ack: RecordAck) -> None:
+        """Send an acknowledgement; one that does not get through is followed by another."""
+        with suppress(zmq.Again):
+            self._socket.send_multipart(encode(ack), zmq.NOBLOCK)
 
 
 def require_loopback(endpoint: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lowdose.acquisition.frames import DenseFrame, EngineStamp
-from lowdose.acquisition.messages import Reply, Request, SampleBlock, ScanEnd, ScanStart
+from lowdose.acquisition.messages import RecordAck, Reply, Request, SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.status import Event, StatusReport
 from lowdose.scan_patterns.grid import ScanGrid
 from lowdose.scan_patterns.path import ScanPath
@@ -34,8 +34,8 @@ MAX_PATHS = 1 << 16
 MAX_COMPLAINT = 500
 """Longest error message [characters]: what it quotes may be as long as the sender likes."""
 
-Message = ScanStart | SampleBlock | ScanEnd | DenseFrame | StatusReport | Event | Request | Reply
-Topic = Literal["samples", "frames", "status", "control"]
+Message = ScanStart | SampleBlock | ScanEnd | DenseFrame | StatusReport | Event | Request | Reply | RecordAck
+Topic = Literal["samples", "frames", "status", "control", "record"]
 Buffer = bytes | memoryview
 Fields = dict[str, Any]
 Arrays = dict[str, "NDArray[Any]"]
@@ -316,6 +316,7 @@ _CODECS: dict[str, _Codec] = {
         "control", {"client": str, "request_id": int, "verb": str, "arguments": dict[str, Any]}, {}, _plain(Request)
     ),
     "Reply": _Codec("control", {"request_id": int, "error": str, "result": dict[str, Any]}, {}, _plain(Reply)),
+    "RecordAck": _Codec("record", {"token": str, "seq": int, "error": str}, {}, _plain(RecordAck)),
 }
 _HEADER_MODELS: dict[str, type[BaseModel]] = {
     name: create_model(

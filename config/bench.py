@@ -33,7 +33,7 @@ STAGES = (
 )
 
 
-def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | None) -> int:
+def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | None, record: bool = False) -> int:
     """Run the pipeline as `live` does, an offscreen window included, and print a table of what was measured."""
     require_writable(json_file)
     paths = require_usable(settings)
@@ -42,13 +42,17 @@ def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | Non
         options = ["--frames", str(3 * WARM_UP + frames), "--trace", str(trace)]
         offscreen = {"QT_QPA_PLATFORM": "offscreen", "QT_LOGGING_RULES": "default.warning=false"}
         with Supervisor(
-            with_free_ports(settings, lambda _: False), options, display_environment=offscreen
+            with_free_ports(settings, lambda _: False),
+            options,
+            display_environment=offscreen,
+            record=Path(folder) / "session.mcap" if record else None,
         ) as supervisor:
             code = supervisor.run(stop_event(child=False))
         if code != 0 or not trace.exists():
             return code or 1
         traced = json.loads(trace.read_text(encoding="utf-8"))
     figures = latency_figures(traced, frames=frames, size=settings.grid.rows, floor_ms=paths[0].duration_us / 1e3)
+    figures["recorded"] = record
     _print(figures)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -138,4 +142,5 @@ def _print(figures: dict[str, Any]) -> None:
         f"dropped {figures['dropped']}, gaps {figures['gaps']}, skipped {figures['skipped']}; worst frame "
         f"{figures['end_to_end_ms']['worst_frame']}; floor: scanning one frame takes {figures['floor_ms']:.2f} ms"
     )
+    console.print("everything was recorded meanwhile" if figures["recorded"] else "nothing was recorded meanwhile")
     console.print(figures["machine"])

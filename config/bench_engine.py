@@ -146,6 +146,8 @@ def _jobs(
     usable = [runtime for runtime in runtimes if why_not(runtime) is None]
     for i, (path, size, batch) in enumerate(product(paths, sizes, batches)):
         file = read_engine_file(path)
+        if size % file.info.size_multiple:
+            raise ConfigError(f"--size must be a multiple of {file.info.size_multiple} for {path.name}, got {size}")
         pairs = [(runtime, precision) for runtime in usable for precision in precisions(runtime, file)]
         for runtime, precision in sorted(pairs, key=lambda pair: pair != REFERENCE):
             yield Job(path, runtime, precision, batch, size, folder / f"reference-{i}.npy", row_s)
@@ -253,7 +255,7 @@ def _print(figures: dict[str, Any]) -> None:
     console = Console(width=130)
     console.print(table)
     for name, reason in figures["left_out"].items():
-        console.print(f"{name} left out: {reason}")
+        console.print(f"{name} left out: {reason}", markup=False)
     console.print(figures["machine"])
 
 

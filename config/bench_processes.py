@@ -1,4 +1,4 @@
-"""Processes of `lowdose bench safety`: a service, its parent, who holds its lease, and what keeps the cores busy."""
+"""Processes of `lowdose bench safety`: a service, its parent, its recorder, its lease holder, what keeps cores busy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lowdose.acquisition.client import MicroscopeClient
+from lowdose.acquisition.messages import SampleBlock
+from lowdose.acquisition.recorder import RecorderService
+from lowdose.acquisition.recording import RecordingError, SessionWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnProcess
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+    from lowdose.acquisition.settings import NetworkSettings
+    from lowdose.acquisition.wire import Message
 
 WAIT_S = 20.0
 RENEW_EVERY_S = 0.05
@@ -42,9 +50,10 @@ def end_service(service: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def spawned(target: Callable[..., None], argument: str) -> Iterator[tuple[SpawnProcess, Connection]]:
+def spawned(target: Callable[..., None], argument: Any) -> Iterator[tuple[BaseProcess, Connection]]:
     """Run a function in a process; yield it and what it sends. Killed at the end."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(argument, send), daemon=True)
     process.start()
@@ -74,6 +83,77 @@ def hold_lease(endpoint: str, send: Connection) -> None:
         while os.getppid() == parent:
             time.sleep(RENEW_EVERY_S)
             client.renew_lease()
+
+
+@dataclass(frozen=True)
+class RecorderOrder:
+    """What a recorder process does: to which file, of which service, on how large a disk, how slowly.
+
+    Parameters
+    ----------
+    path : Path
+        Session file.
+    network : NetworkSettings
+        Of the microscope service.
+    disk_bytes : int or None
+        The file can grow no further.
+    pause_s : float
+        Waited before each block is written [s].
+    """
+
+    path: Path
+    network: NetworkSettings
+    disk_bytes: int | None = None
+    pause_s: float = 0.0
+
+
+class FaultyWriter(SessionWriter):
+    """Writes slowly, and tells when that begins and when the disk is full [ns]."""
+
+    def __init__(self, order: RecorderOrder, send: Connection) -> None:
+        super().__init__(order.path)
+        self._pause_s, self._send = order.pause_s, send
+        self._told = False
+
+    def write(self, message: Message) -> int:
+        """Write a message."""
+        if isinstance(message, SampleBlock) and self._pause_s:
+            self._tell()
+            time.sleep(self._pause_s)
+        with self._telling():
+            return super().write(message)
+
+    def tick(self, now_ns: int) -> None:
+        """Write a chunk that is old enough."""
+        with self._telling():
+            super().tick(now_ns)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except RecordingError:
+            self._tell()
+            raise
+
+    def _tell(self) -> None:
+        if hasattr(self, "_send") and not self._told:
+            self._told = True
+            self._send.send(time.monotonic_ns())
+
+
+def be_recorder(order: RecorderOrder, send: Connection) -> None:
+    """Record until the end."""
+    if order.disk_bytes is not None:
+        import resource  # POSIX, as this bench
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order.disk_bytes, order.disk_bytes))
+    writer = FaultyWriter(order, send)
+    send.send("begun")
+    with RecorderService(order.path, order.network, writer=writer) as service:
+        while not service.wait(WAIT_S):
+            pass
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +25,16 @@ import psutil
 from lowdose.acquisition.client import MicroscopeClient
 from lowdose.acquisition.continuity import block_plan
 from lowdose.acquisition.realtime import prepare_process
+from lowdose.acquisition.record_path import RING_S
+from lowdose.acquisition.recording import CHUNK_NS
 from lowdose.acquisition.settings import NetworkSettings
 from lowdose.acquisition.sockets import STATUS_HWM, Subscriber, free_endpoint
 from lowdose.acquisition.status import Event
 from lowdose.config.bench_processes import (
     WAIT_S,
+    RecorderOrder,
     be_parent,
+    be_recorder,
     busy_cores,
     end_service,
     hold_lease,
@@ -46,13 +50,18 @@ from lowdose.simulator.controller import LIMITS
 from lowdose.simulator.faults import NEVER_NS, InstrumentLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
     from lowdose.config.schema import LowdoseSettings
 
 AFTER_BLOCKS = 12
 SLOW_SHARE = 3
-"""Of faults that take the service along, or wait for a lease, there are so many times fewer trials."""
+"""Of faults that take the service along, or wait for something, there are so many times fewer trials."""
+DISK_BYTES = 64 * 1024
+SLOW_WRITE_S = 0.02
+"""Ten times what the samples of a block take to be measured."""
 FRAMES_IN_BUDGET = 10
 LEASE_S = 0.3
 PERCENTILES = {"p50": 50, "p99": 99, "max": 100}
@@ -86,7 +95,7 @@ class Site:
         path.unlink(missing_ok=True)
         self.log = InstrumentLog(path)
         self.stack.callback(self.log.close)
-        network = NetworkSettings(control=free_endpoint(), samples=free_endpoint())
+        network = NetworkSettings(**{name: free_endpoint() for name in NetworkSettings.model_fields})
         controller = {**self.settings.controller, "log": str(path)}
         self.settings = self.settings.model_copy(update={"network": network, "controller": controller})
         if self.place == "in-process":
@@ -122,16 +131,27 @@ class Site:
         begun = self.client.status()["acquired"]
         self.wait(lambda: self.client.status()["acquired"] > begun + 2, "frames")
 
-    def event(self, kind: str) -> tuple[Event, bool]:
-        """Wait for an event; return it, and whether an alarm came up to then."""
+    @contextmanager
+    def recorded(self, **disk: Any) -> Iterator[tuple[BaseProcess, Connection]]:
+        """Record in a process of its own, from the beginning of a scan; yield it and what it sends."""
+        self.wait(lambda: not self.client.status()["recorder"], "the recording before to end")
+        path = self.folder / f"{time.monotonic_ns()}.mcap"
+        with spawned(be_recorder, RecorderOrder(path, self.settings.network, **disk)) as (recorder, words):
+            words.recv()
+            self.wait(lambda: self.client.status()["recorder"], "a recorder")
+            self.scan()
+            yield recorder, words
+
+    def event(self, *kinds: str) -> tuple[Event, bool]:
+        """Wait for an event of one of these kinds; return it, and whether an alarm came up to then."""
         alarm, deadline_s = False, time.monotonic() + WAIT_S
         while time.monotonic() < deadline_s:
             message = self.events.receive(0.05)
             if isinstance(message, Event):
                 alarm |= message.severity == "alarm"
-                if message.kind == kind:
+                if message.kind in kinds:
                     return message, alarm
-        raise RuntimeError(f"the service did not tell '{kind}' within {WAIT_S:g} s")
+        raise RuntimeError(f"the service did not tell '{' or '.join(kinds)}' within {WAIT_S:g} s")
 
     def off_ns(self) -> int:
         """Return when the beam went off, once it has [ns]."""
@@ -242,9 +262,48 @@ def _freeze(site: Site) -> Trial:
     return Trial(now, now, off_ns, off_ns, alarm=False)
 
 
+def _kill_recorder(site: Site) -> Trial:
+    with site.recorded() as (recorder, _):
+        site.wait_on()
+        now = time.monotonic_ns()
+        recorder.kill()
+        event, alarm = site.event("recorder_lost", "record_stalled")
+        return Trial(now, now, event.t_ns, site.off_ns(), alarm)
+
+
+def _freeze_recorder(site: Site) -> Trial:
+    """Freeze the recorder: the patience is how long it may be silent."""
+    with site.recorded() as (recorder, _):
+        site.wait_on()
+        now = time.monotonic_ns()
+        os.kill(int(recorder.pid or 0), signal.SIGSTOP)
+        event, alarm = site.event("record_stalled", "record_too_slow")
+        patience_ns = round(1e6 * site.settings.safety.record_stall_ms)
+        return Trial(now, now + patience_ns, event.t_ns, site.off_ns(), alarm)
+
+
+def _fill_disk(site: Site) -> Trial:
+    """Record to a disk that is full: the fault is the write that fails."""
+    with site.recorded(disk_bytes=DISK_BYTES) as (_, words):
+        event, alarm = site.event("record_failed")
+        full_ns = words.recv()
+        return Trial(full_ns, full_ns, event.t_ns, site.off_ns(), alarm)
+
+
+def _slow_disk(site: Site) -> Trial:
+    """Record so slowly that samples pile up: the patience is what the ring holds, after the chunk under way."""
+    with site.recorded(pause_s=SLOW_WRITE_S) as (_, words):
+        slow_ns = words.recv()
+        event, alarm = site.event("record_too_slow")
+        return Trial(slow_ns, slow_ns + round(1e9 * RING_S) + CHUNK_NS, event.t_ns, site.off_ns(), alarm)
+
+
 @dataclass(frozen=True)
 class Fault:
-    """A row of the table: how it is made, with what settings, where, and whether it takes the service along."""
+    """A row of the table: how it is made, with what settings, where, and whether it takes the service along.
+
+    What takes long is tried `share` times less often.
+    """
 
     name: str
     make: Callable[[Site], Trial]
@@ -252,18 +311,23 @@ class Fault:
     two_processes_only: bool = False
     ends_service: bool = False
     parent: bool = False
+    share: int = 1
 
 
 FAULTS = (
     Fault("stop command", _stop),
-    Fault("lease lost", _lose_lease),
+    Fault("lease lost", _lose_lease, share=SLOW_SHARE),
     Fault("dose budget", _spend_budget),
     Fault("block deadline", _stall, {"stall": AFTER_BLOCKS}),
-    Fault("exception in the driver", _die, {"die": AFTER_BLOCKS}, ends_service=True),
-    Fault("refuses to blank", _refuse, {"refuse_to_blank": AFTER_BLOCKS}, ends_service=True),
-    Fault("SIGTERM", _terminate, two_processes_only=True, ends_service=True),
-    Fault("parent killed", _orphan, two_processes_only=True, ends_service=True, parent=True),
+    Fault("exception in the driver", _die, {"die": AFTER_BLOCKS}, ends_service=True, share=SLOW_SHARE),
+    Fault("refuses to blank", _refuse, {"refuse_to_blank": AFTER_BLOCKS}, ends_service=True, share=SLOW_SHARE),
+    Fault("SIGTERM", _terminate, two_processes_only=True, ends_service=True, share=SLOW_SHARE),
+    Fault("parent killed", _orphan, two_processes_only=True, ends_service=True, parent=True, share=SLOW_SHARE),
     Fault("host frozen", _freeze, two_processes_only=True),
+    Fault("recorder killed", _kill_recorder, share=SLOW_SHARE),
+    Fault("recorder frozen", _freeze_recorder, share=SLOW_SHARE),
+    Fault("recorder's disk full", _fill_disk, share=SLOW_SHARE),
+    Fault("recorder too slow", _slow_disk, share=2 * SLOW_SHARE),
 )
 
 
@@ -293,8 +357,7 @@ def run_safety(settings: LowdoseSettings, *, trials: int, json_file: Path | None
 
 
 def _row(settings: LowdoseSettings, fault: Fault, place: Place, *, busy: bool, trials: int) -> dict[str, Any]:
-    if fault.ends_service or fault.make is _lose_lease:
-        trials = max(1, trials // SLOW_SHARE)
+    trials = max(1, trials // fault.share)
     made = _made(_settings_for(settings, fault), fault, place, trials)
     row = row_of(fault.name, f"{place}, {'busy' if busy else 'idle'}", made)
     print(".", end="", flush=True, file=sys.stderr)

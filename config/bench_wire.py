@@ -31,6 +31,7 @@ from lowdose.acquisition.realtime import prepare_process
 from lowdose.acquisition.sockets import FRAMES_HWM, SAMPLES_HWM, Publisher, Subscriber
 from lowdose.acquisition.wire import encode
 from lowdose.config.bench_processes import WAIT_S
+from lowdose.config.bench_record import measure_recorded, print_recorded
 from lowdose.config.figures import PERCENTILES, machine, percentiles
 from lowdose.config.options import require_writable
 from lowdose.scan_patterns.grid import ScanGrid
@@ -114,7 +115,7 @@ class Arrival:
     arrived_ns: int
 
 
-def run_wire(*, size: int, json_file: Path | None, phase_s: float = PHASE_S) -> int:
+def run_wire(*, size: int, json_file: Path | None, phase_s: float = PHASE_S, record_s: float = 0.0) -> int:
     """Measure every transport with every kind of message, and print a table.
 
     Parameters
@@ -125,14 +126,19 @@ def run_wire(*, size: int, json_file: Path | None, phase_s: float = PHASE_S) -> 
         Where the figures go besides.
     phase_s : float
         Duration of each of the two phases of a row [s].
+    record_s : float
+        How long a fast scan is recorded over each transport besides; 0 = not at all [s].
     """
     require_writable(json_file)
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise ValueError(f"size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {size}")
     prepare_process()
     rows = [measure(transport, kind, size, phase_s) for transport in TRANSPORTS for kind in range(len(cases(size)))]
-    figures = {"rows": rows, "size": size, "machine": machine()}
+    figures: dict[str, Any] = {"rows": rows, "size": size, "machine": machine()}
     _print(figures)
+    if record_s:
+        figures["recorded"] = [measure_recorded(transport, record_s) for transport in TRANSPORTS]
+        print_recorded(figures["recorded"])
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0

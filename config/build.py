@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from lowdose.acquisition.messages import MAX_CLIENT_NAME
 from lowdose.config.engines import build_engine, require_engine
 from lowdose.config.errors import ConfigError
+from lowdose.config.options import require_recordable
 from lowdose.config.registry import TABLES, make_pattern, make_plug_in, plug_in_class
 from lowdose.scan_patterns.checks import rounded_down
 from lowdose.scan_patterns.dose import budget_dwell_time_us, frame_dose_e_per_a2
 from lowdose.scan_patterns.pattern import READ_FILES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lowdose.acquisition.controllers.base import ScanController
     from lowdose.acquisition.microscope import MicroscopeService
+    from lowdose.acquisition.recorder import RecorderService
     from lowdose.config.schema import LowdoseSettings
     from lowdose.reconstruction.service import ReconstructionService
     from lowdose.scan_patterns.grid import ScanGrid
@@ -129,6 +134,7 @@ def build_microscope(settings: LowdoseSettings) -> MicroscopeService:
         settings.network,
         make_pattern=partial(_make_allowed_pattern, own),
         pattern_names=tuple(dict.fromkeys([*shipped, str(own.get("name"))])),
+        settings_facts=settings.model_dump(mode="json"),
     )
 
 
@@ -136,6 +142,15 @@ def _make_allowed_pattern(own: dict[str, Any], mapping: Any, grid: Any) -> Any:
     """Make a pattern asked for over a socket: of the shipped table, or the user's own that was configured here."""
     configured_here = all(mapping.get(key) == own.get(key) for key in ("name", "path"))
     return make_pattern(mapping, grid, local=configured_here)
+
+
+def build_recorder(settings: LowdoseSettings, path: Path) -> RecorderService:
+    """Return the recorder service, its file made."""
+    from lowdose.acquisition.recorder import RecorderService
+
+    require_recordable(path)
+    record, name = settings.record, f"recorder of {path.name}"[:MAX_CLIENT_NAME]
+    return RecorderService(path, settings.network, fsync=record.fsync, frames=record.frames, name=name)
 
 
 def build_reconstruction(settings: LowdoseSettings) -> ReconstructionService:

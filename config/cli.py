@@ -23,11 +23,13 @@ from lowdose.config.cli_options import (
     Overrides,
     PatternName,
     Picture,
+    Record,
     TrueCoverage,
     named_by,
     settings_of,
 )
 from lowdose.config.cli_patterns import pattern_app
+from lowdose.config.cli_replay import replay_app
 from lowdose.config.cli_session import session_app
 
 app = typer.Typer(
@@ -41,6 +43,7 @@ app.add_typer(pattern_app, name="pattern")
 app.add_typer(bench_app, name="bench")
 app.add_typer(session_app, name="session")
 app.add_typer(engines_app)
+app.add_typer(replay_app)
 
 
 def main() -> None:
@@ -81,6 +84,7 @@ def live(
     true_coverage: TrueCoverage = None,
     headless: Annotated[bool, typer.Option("--headless", help="No window.")] = False,
     frames: Frames = None,
+    record: Record = None,
     picture: Picture = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -95,6 +99,7 @@ def live(
             settings,
             headless=headless,
             frames=frames,
+            record=record,
             picture=picture,
             json_file=json_file,
             named=named_by(config, overrides),
@@ -118,6 +123,20 @@ def reconstruct(config: ConfigOption = None, overrides: Overrides = None, child:
     from lowdose.config.child import run_service
 
     run_service(build_reconstruction(settings_of(config, overrides)), child=child)
+
+
+@app.command()
+def record(
+    file: Annotated[Path, typer.Argument(help="Session file to make (.mcap).")],
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    child: IsChild = False,
+) -> None:
+    """Record everything a microscope service measures, until it ends or this is told to."""
+    from lowdose.config.build import build_recorder
+    from lowdose.config.child import run_service
+
+    run_service(build_recorder(settings_of(config, overrides), file), child=child)
 
 
 @app.command()

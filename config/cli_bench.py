@@ -19,6 +19,7 @@ def bench_latency(
     pattern: PatternName = None,
     coverage: Coverage = None,
     images: Images = None,
+    record: Annotated[bool, typer.Option("--record", help="Record everything meanwhile.")] = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -27,7 +28,7 @@ def bench_latency(
 
     sizes = [f"grid.rows={size}", f"grid.cols={size}"]
     settings = settings_of(None, [*sizes, *(overrides or [])], images=images, pattern=pattern, coverage=coverage)
-    sys.exit(run_latency(settings, frames=frames, json_file=json_file))
+    sys.exit(run_latency(settings, frames=frames, record=record, json_file=json_file))
 
 
 @bench_app.command("safety")
@@ -64,12 +65,15 @@ def bench_engine(
 @bench_app.command("wire")
 def bench_wire(
     size: Annotated[int, typer.Option(help="Edge of the square frames, in pixels.")] = 512,
+    record_s: Annotated[
+        float, typer.Option("--record", min=0, help="Record 20 million samples/s for so many seconds, too.")
+    ] = 0.0,
     json_file: JsonFile = None,
 ) -> None:
     """Measure what the sockets and the wire format carry, over every transport."""
     from lowdose.config.bench_wire import run_wire
 
-    sys.exit(run_wire(size=size, json_file=json_file))
+    sys.exit(run_wire(size=size, json_file=json_file, record_s=record_s))
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -17,6 +17,7 @@ TrueCoverage = Annotated[str | None, typer.Option(help="Visited share of all pix
 Frames = Annotated[int | None, typer.Option(min=1, help="End after so many frames shown.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Picture = Annotated[Path | None, typer.Option(help="Write measured and completed picture here at the end (PNG).")]
+Record = Annotated[Path | None, typer.Option("--record", metavar="FILE", help="Record everything measured here.")]
 IsChild = Annotated[bool, typer.Option("--child", hidden=True, help="End when standard input ends.")]
 
 

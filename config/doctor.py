@@ -13,8 +13,9 @@ from shutil import which
 import psutil
 
 from lowdose.acquisition.display.qt_checks import DisplayError, has_screen, require_qt, require_xcb_plugin, uses_xcb
-from lowdose.reconstruction.engines import RUNTIMES
+from lowdose.reconstruction.engines import ENGINES, RUNTIMES
 from lowdose.reconstruction.engines.choice import why_not
+from lowdose.reconstruction.shipped import shipped
 
 BASE = [
     *("numpy", "scipy", "pyzmq", "msgpack", "pydantic", "tifffile", "imagecodecs", "pillow", "pyqtgraph"),
@@ -44,8 +45,7 @@ def examine(*, gpu: bool) -> int:
     problem = _display_problem()
     print(f"display: {problem or 'a window can be shown'}")
     print(f"priority: {'can be raised' if _may_raise_priority() else 'cannot be raised (limits.conf: nice -10)'}")
-    print("engines without a file: nearest, linear; auto is linear")
-    print("engine files run on, the fastest first:")
+    print(f"engines: {', '.join([*ENGINES, *shipped()])}; engine files run on, the fastest first:")
     for runtime in RUNTIMES:
         print(f"  {runtime}: {why_not(runtime) or 'yes'}")
     if gpu:

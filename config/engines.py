@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from lowdose.config.errors import ConfigError
 from lowdose.config.registry import plug_in_class
-from lowdose.reconstruction.engine_file import EngineFileError, read_engine_file
+from lowdose.reconstruction.engine import EngineInfo
+from lowdose.reconstruction.engine_file import read_engine_file
 from lowdose.reconstruction.engines import AUTO
-from lowdose.reconstruction.engines.choice import engine_named, path_of, why_not
+from lowdose.reconstruction.engines.choice import engine_named, path_of, precisions, why_not
+from lowdose.reconstruction.tiling import require_tiles
 
 if TYPE_CHECKING:
     from lowdose.config.schema import StageSettings
@@ -16,16 +18,32 @@ if TYPE_CHECKING:
 
 
 def require_engine(stage: StageSettings) -> None:
-    """Raise ConfigError unless there is what a stage names; engine files are read and checked."""
-    if (path := path_of(stage.complete)) is not None:
-        if stage.runtime != AUTO and (reason := why_not(stage.runtime)) is not None:
-            raise ConfigError(f"runtime '{stage.runtime}' cannot run here: {reason}")
-        try:
-            read_engine_file(path)
-        except EngineFileError as error:
-            raise ConfigError(str(error)) from None
-    elif stage.complete != AUTO:
-        plug_in_class("engine", stage.complete, local=True)
+    """Raise ConfigError unless there is what a stage names and can be used so; engine files are read and checked."""
+    path = path_of(stage.complete)
+    if path is None:
+        _require_no_options(stage)
+        if stage.complete != AUTO:
+            plug_in_class("engine", stage.complete, local=True)
+        return
+    if stage.runtime != AUTO and (reason := why_not(stage.runtime)) is not None:
+        raise ConfigError(f"runtime '{stage.runtime}' cannot run here: {reason}")
+    try:
+        file = read_engine_file(path)
+        require_tiles(file.info, stage.tile_px)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if stage.runtime == "openvino" and stage.precision not in (AUTO, *precisions("openvino", file)):
+        known = " or ".join(precisions("openvino", file))
+        raise ConfigError(f"openvino computes in {known} on this processor, got precision {stage.precision}")
+
+
+def _require_no_options(stage: StageSettings) -> None:
+    """Raise ConfigError if an engine without a file is given what only runtimes understand."""
+    given = [
+        name for name in type(stage).model_fields if getattr(stage, name) != type(stage).model_fields[name].default
+    ]
+    if surplus := [name for name in given if name != "complete"]:
+        raise ConfigError(f"{' and '.join(surplus)} are for engine files, '{stage.complete}' is none: leave them out")
 
 
 def build_engine(stage: StageSettings) -> Engine:
@@ -55,6 +73,9 @@ def build_engine(stage: StageSettings) -> Engine:
 def _own(name: str) -> Engine:
     """Return a user's own engine, "module:Class"."""
     try:
-        return plug_in_class("engine", name, local=True)()  # type: ignore[no-any-return]
+        engine: Engine = plug_in_class("engine", name, local=True)()
     except TypeError as error:
         raise ConfigError(f"engine '{name}' cannot be made without arguments: {error}") from None
+    if not isinstance(getattr(engine, "info", None), EngineInfo):
+        raise ConfigError(f"engine '{name}' has no info of the type EngineInfo: an engine needs one")
+    return engine

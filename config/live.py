@@ -13,7 +13,7 @@ from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
 from lowdose.config.errors import ConfigError
 from lowdose.config.launch import CUT_SHORT, FAILED, Supervisor, with_free_ports
-from lowdose.config.options import require_writable
+from lowdose.config.options import require_recordable, require_writable
 
 if TYPE_CHECKING:
     import threading
@@ -32,6 +32,7 @@ def run_live(
     *,
     headless: bool,
     frames: int | None,
+    record: Path | None,
     picture: Path | None,
     json_file: Path | None,
     named: Callable[[str], bool],
@@ -49,6 +50,9 @@ def run_live(
         _require_window()
     require_usable(settings)
     require_writable(picture, json_file)
+    record = record or (Path(settings.record.path) if settings.record.path else None)
+    if record is not None:
+        require_recordable(record)
     options = [
         *(["--headless"] if headless else []),
         *(["--frames", str(frames)] if frames else []),
@@ -56,7 +60,7 @@ def run_live(
         *(["--json", str(json_file.absolute())] if json_file else []),
     ]
     stop = stop_event(child=False)
-    with Supervisor(with_free_ports(settings, named), options) as supervisor:
+    with Supervisor(with_free_ports(settings, named), options, record=record) as supervisor:
         return supervisor.run(stop)
 
 

@@ -45,6 +45,13 @@ def pattern_mapping(
     return mapping
 
 
+def require_recordable(path: Path) -> None:
+    """Raise ConfigError unless a recording can begin in a new file."""
+    if path.exists():
+        raise ConfigError(f"{path} exists already, nothing recorded is overwritten: name another file")
+    require_writable(path)
+
+
 def require_writable(*paths: Path | None) -> None:
     """Raise ConfigError unless every file can be written at the end; None is no file."""
     for path in filter(None, paths):

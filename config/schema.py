@@ -11,6 +11,7 @@ from lowdose.acquisition.settings import (
     DoseSettings,
     GridSettings,
     NetworkSettings,
+    RecordSettings,
     SafetySettings,
     ScanSettings,
     Settings,
@@ -47,6 +48,7 @@ class LowdoseSettings(Settings):
     controller: dict[str, Any] = Field(default={"name": "simulated"})
     specimen: dict[str, Any] = Field(default={"name": "procedural"})
     stages: Annotated[tuple[StageSettings, ...], Field(min_length=1, max_length=8)] = (StageSettings(),)
+    record: RecordSettings = RecordSettings()
     safety: SafetySettings = SafetySettings()
     network: NetworkSettings = NetworkSettings()
 

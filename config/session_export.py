@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lowdose.acquisition.assembly import FrameAssembler
+from lowdose.acquisition.assembly import FrameAssembler, block_fits
 from lowdose.acquisition.exporting import (
     FORMATS,
     LAYERS,
@@ -26,7 +26,7 @@ from lowdose.acquisition.frames import DenseFrame
 from lowdose.acquisition.messages import SampleBlock
 from lowdose.acquisition.recording import versions
 from lowdose.acquisition.session_reader import SessionReader
-from lowdose.acquisition.session_summary import ScanSummary, ScanTally, SessionSummary, block_fits, summarise
+from lowdose.acquisition.session_summary import ScanSummary, ScanTally, SessionSummary, summarise
 from lowdose.config.build import require_memory
 from lowdose.config.engines import build_engine
 from lowdose.config.errors import ConfigError

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from lowdose.reconstruction.engine import Engine
 
 MIN_EDGE_PX, MAX_PIXELS = 8, 1 << 28
+MAX_VALUE = 1e30
+"""What comes out is float32."""
 
 
 def completed(
     values: NDArray[Any], mask: NDArray[Any], *, engine: Engine
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return a completed picture and its uncertainty; see `lowdose.reconstruction.complete`."""
+    if not (hasattr(engine, "info") and hasattr(engine, "run")):
+        raise ValueError(f"engine must be the name of one, or have info and run, got {type(engine).__name__}")
     values, mask = np.asarray(values), np.asarray(mask)
     _require_usable(values, mask)
     measured = mask.astype(np.bool_)
     seen = values[measured].astype(np.float64)
+    if float(np.abs(seen).max()) > MAX_VALUE:
+        raise ValueError(f"measured values must be at most {MAX_VALUE:g}: use a larger unit")
     offset, scale = seen.mean(), seen.std() or 1.0  # amperes or counts: float32 is to hold what matters
     plain = ((values - offset) / scale).astype(np.float32)
     reconstructor = Reconstructor([engine])

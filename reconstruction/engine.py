@@ -17,6 +17,8 @@ Channel = Literal["nearest", "linear", "sparse", "mask", "distance", "dwell"]
 Target = Literal["blurred_5x5", "blurred_3x3", "sharp"]
 Rule = Literal["mean_std", "min_max"]
 Precision = Literal["FP32", "BF16", "FP16"]
+SCALES = (1, 2, 4)
+MAX_NAME, MAX_PX = 64, 2048
 PRECISIONS: tuple[Precision, ...] = ("FP32", "BF16", "FP16")
 CHANNELS: tuple[Channel, ...] = ("nearest", "linear", "sparse", "mask", "distance", "dwell")
 
@@ -45,7 +47,7 @@ class EngineInfo:
     halo_px : int
         Pixels at a tile's edge that are not to be trusted.
     keeps_measured : bool
-        Measured pixels come out as they went in.
+        Measured pixels come out as they went in: they are put back after the engine has run.
     uncertainty_kind : "none", "placeholder" or "calibrated"
         What the second output is worth.
     """
@@ -63,6 +65,20 @@ class EngineInfo:
     halo_px: int
     keeps_measured: bool
     uncertainty_kind: UncertaintyKind
+
+    def __post_init__(self) -> None:
+        for name, text in (("name", self.name), ("version", self.version)):
+            if not (0 < len(text) <= MAX_NAME and text.isprintable()):
+                raise ValueError(f"{name} must be 1 to {MAX_NAME} printable characters, got {text[:MAX_NAME]!r}")
+        if self.precision not in ("", *PRECISIONS):
+            raise ValueError(f"precision must be {', '.join(PRECISIONS)}, got {self.precision[:MAX_NAME]!r}")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be 1, 2 or 4, got {self.scale}")
+        if not self.channels or not set(self.channels) <= set(CHANNELS):
+            raise ValueError(f"channels must be some of {', '.join(CHANNELS)}, got {self.channels}")
+        for name, number, least in (("size_multiple", self.size_multiple, 1), ("halo_px", self.halo_px, 0)):
+            if not least <= number <= MAX_PX:
+                raise ValueError(f"{name} must be {least} to {MAX_PX} px, got {number}")
 
 
 class Engine(Protocol):
@@ -105,7 +121,7 @@ def require_picture(output: Any, inputs: Any, info: EngineInfo) -> None:
     ValueError
         If the shape is another.
     ArithmeticError
-        If not all values are finite.
+        If not all values are finite, or a standard deviation is negative.
     """
     batch, _, rows, cols = inputs.shape
     expected = (batch, 2, info.scale * rows, info.scale * cols)
@@ -113,3 +129,5 @@ def require_picture(output: Any, inputs: Any, info: EngineInfo) -> None:
         raise ValueError(f"it returned shape {output.shape}, expected {expected}")
     if not math.isfinite(float(output.sum(dtype="float64"))):  # a sum is not finite if one of its terms is not
         raise ArithmeticError("it returned values that are not finite")
+    if float(output[:, 1].min()) < 0:
+        raise ArithmeticError("it returned negative standard deviations")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field, fields
@@ -91,6 +92,10 @@ class Card:
     training_data: tuple[dict[str, str], ...] = ()
     card_version: int = CARD_VERSION
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gmac_512) and self.gmac_512 >= 0):
+            raise ValueError(f"gmac_512 must be a finite number >= 0, got {self.gmac_512}")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineFile:
@@ -171,7 +176,7 @@ def _read_card(path: Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        reason = first["msg"]
+        reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "unexpected_keyword_argument":
             reason = f"unknown key: {nearest_name(str(first['loc'][-1]), [known.name for known in fields(Card)])}"
         raise EngineFileError(f"{path} is no engine card: {where}: {reason}") from None
@@ -182,6 +187,8 @@ def _read_card(path: Path) -> Card:
 
 def _read(path: Path, limit: int) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a device would be read for ever
+            raise EngineFileError(f"{path} is no file: expected NAME.onnx with its card NAME.json beside it")
         if (size := path.stat().st_size) > limit:
             raise EngineFileError(f"{path} has {size} bytes, expected at most {limit}")
         return path.read_bytes()

@@ -197,6 +197,8 @@ class Reconstructor:
             image, deviation = np.ascontiguousarray(output[:, 0]), np.ascontiguousarray(output[:, 1])
             normalisation.undo(image, out=image)
             normalisation.undo_deviation(deviation, out=deviation)
+        if stage.info.keeps_measured and stage.info.scale == 1:
+            image.reshape(len(image), -1)[:, picture.maps.nearest.visited] = picture.measured
         return _StageOutput(image, deviation, stage.info, engine_ns)
 
     def _count_failure(self, stage: Engine, error: Exception) -> None:

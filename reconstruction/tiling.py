@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lowdose.reconstruction.engine import Engine
+    from lowdose.reconstruction.engine import Engine, EngineInfo
 
 DISCARDED_PX = 20
 """Of every inner tile edge by default: errors fall until about 20 px from the edge (Ede 2019, arXiv:1910.10467)."""
@@ -239,6 +239,13 @@ def _run(engine: Engine, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
     return outputs
 
 
+def require_tiles(info: EngineInfo, tile_px: int | None) -> None:
+    """Raise ValueError if an engine cannot have tiles of this size, before the first picture comes."""
+    if tile_px is not None:
+        edge, halo_px = tile_px + 1, max(DISCARDED_PX, info.halo_px)
+        plan_tiling((edge, edge), tile_px=tile_px, halo_px=halo_px, size_multiple=info.size_multiple)
+
+
 class Tiled:
     """An engine for pictures of any size: pads them to its size multiple, and cuts large ones into tiles.
 
@@ -257,10 +264,7 @@ class Tiled:
 
     def __init__(self, engine: Engine, *, tile_px: int | None = None) -> None:
         self.info, self._engine, self._tile_px = engine.info, engine, tile_px
-        if tile_px is not None:  # with more than one tile, so that all is checked before the first picture comes
-            halo_px = max(DISCARDED_PX, engine.info.halo_px)
-            edge = tile_px + 1
-            plan_tiling((edge, edge), tile_px=tile_px, halo_px=halo_px, size_multiple=engine.info.size_multiple)
+        require_tiles(engine.info, tile_px)
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return mean and standard deviation of pictures; see `Engine.run`."""

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lowdose.scan_patterns.checks import require_positive
 from lowdose.simulator.image_files import EXPECTED, READERS, ImageFacts, SpecimenFileError, StoredImage
+from lowdose.simulator.session_images import SESSION_SUFFIX, read_session
 from lowdose.simulator.vendor_files import VENDOR_FORMATS, read_vendor
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ LEVELS = (0.05, 1.0)
 PIXEL_SIZE_TOLERANCE = 0.01
 """Larger differences between the pixel size of the image, as shown, and that of the grid are a warning."""
 
-EXTENSIONS = (*READERS, *VENDOR_FORMATS)
+EXTENSIONS = (*READERS, *VENDOR_FORMATS, SESSION_SUFFIX)
 
 
 class SpecimenSource(Protocol):
@@ -92,15 +93,17 @@ class Images:
     Parameters
     ----------
     path : str
-        A TIFF, PNG, JPEG or NPY file or, with the extra `vendor-formats`, a DM3, DM4, EMD, HSPY, MRC or SER file, or
-        a folder of them, taken in natural order (2 before 10). A multi-page TIFF, a 3-D NPY (image, row, col) and a
-        vendor's series of images are sequences; of a stack in a folder only the first image is taken.
+        A TIFF, PNG, JPEG or NPY file, a session in which whole rasters were recorded (MCAP) or, with the extra
+        `vendor-formats`, a DM3, DM4, EMD, HSPY, MRC or SER file, or a folder of them, taken in natural order (2 before
+        10). A multi-page TIFF, a 3-D NPY (image, row, col), a session and a vendor's series of images are sequences;
+        of a stack in a folder only the first image is taken.
     fit : "resample" or "crop"
         "crop" takes the centre in native pixels instead of the whole image; it must be as large as the grid.
     frame_period_s : float
         Specimen time after which a sequence advances [s], > 0; it loops.
     dataset : str, optional
-        Which image of a vendor's file, by its title, such as HAADF; the first one without it.
+        Which image of a vendor's file, by its title, such as HAADF, or which detector channel of a session; the
+        first one without it.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -220,10 +223,14 @@ def read_image(path: Path, index: int, dataset: str | None = None) -> StoredImag
             raise SpecimenFileError(f"{path} is empty (0 bytes): {EXPECTED}, copy it again")
         if suffix in VENDOR_FORMATS:
             return read_vendor(path, index, dataset)
+        if suffix == SESSION_SUFFIX:
+            return read_session(path, index, dataset)
         if suffix not in READERS:
             raise SpecimenFileError(f"{path} is no image by its name: {EXPECTED} ({' '.join(EXTENSIONS)})")
         if dataset is not None:
-            raise SpecimenFileError(f"{path} holds no dataset {dataset!r}: expected a vendor's file, leave dataset out")
+            raise SpecimenFileError(
+                f"{path} holds no dataset {dataset!r}: expected a vendor's file or a session, leave dataset out"
+            )
         return READERS[suffix](path, index)
     except SpecimenFileError:
         raise

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lowdose.acquisition.frames import DenseFrame, EngineStamp
-from lowdose.acquisition.messages import Reply, Request, SampleBlock, ScanEnd, ScanStart
+from lowdose.acquisition.messages import RecordAck, Reply, Request, SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.status import Event, StatusReport
 from lowdose.scan_patterns import ScanGrid, ScanPath
 
@@ -154,6 +154,7 @@ MESSAGES: dict[str, Callable[[], st.SearchStrategy[Message]]] = {
     "Event": lambda: events,
     "Request": lambda: st.builds(Request, texts, indices, texts, value_maps),
     "Reply": lambda: st.builds(Reply, indices, texts, value_maps),
+    "RecordAck": lambda: st.builds(RecordAck, st.text("0123456789abcdef", max_size=32), indices, texts),
 }
 """A strategy for every message type of the wire."""
 messages = st.one_of(*(make() for make in MESSAGES.values()))

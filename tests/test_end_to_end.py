@@ -26,7 +26,7 @@ class Pipeline:
         name = uuid.uuid4().hex
         endpoints = {
             key: f"inproc://{key}-{name}" if transport == "inproc" else "tcp://127.0.0.1:0"
-            for key in ("control", "samples", "frames")
+            for key in ("control", "samples", "record", "frames")
         }
         settings = load_settings(None, [*overrides, *(f"network.{k}={v}" for k, v in endpoints.items())])
         self.microscope = build_microscope(settings)

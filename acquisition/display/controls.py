@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QFrame, QHBoxLayout, QL
 
 from lowdose.acquisition.display.keys import KEYS
 from lowdose.acquisition.display.levels import CONTRAST_MODES
-from lowdose.acquisition.display.theme import AMBER, BEAM_COLOURS, UNKNOWN_COLOUR, badge_style
+from lowdose.acquisition.display.theme import AMBER, BEAM_COLOURS, RECORDING_STYLE, UNKNOWN_COLOUR, badge_style
 from lowdose.scan_patterns.pattern import PATTERNS, load_pattern_class
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class ControlBar(QFrame):
     blank_clicked = Signal()
     area_clicked = Signal()
     snapshot_clicked = Signal()
+    record_clicked = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +55,8 @@ class ControlBar(QFrame):
         self.go = _button("Start", "go", self.go_clicked)
         self.new_area = _button("New area", "new_area", self.area_clicked)
         self.snapshot = _button("Snapshot", "snapshot", self.snapshot_clicked)
+        self.record = _button("Record", "record", self.record_clicked)
+        self.record.setFixedWidth(94)
         self.blank = _button("BLANK", "blank", self.blank_clicked)
         self.blank.setObjectName("blank")
         self._parameters: dict[str, Any] = {}
@@ -73,8 +76,9 @@ class ControlBar(QFrame):
         text = "Stop" if state == "scanning" else "Start"
         if self.go.text() != text:
             self.go.setText(text)
-        for widget in (self.pattern, self.dwell_us, self.go, self.new_area):
+        for widget in (self.pattern, self.dwell_us, self.go, self.new_area, self.record):
             widget.setEnabled(not read_only)
+        self._show_recording(values)
         if time.monotonic() >= self._held_until_s:
             self._show_pattern(values)
             self._show_dwell(values.get("dwell_time_us"))
@@ -121,7 +125,7 @@ class ControlBar(QFrame):
         layout.addWidget(self.channel)
         self.channel.hide()
         layout.addStretch(1)
-        for button in (self.go, self.new_area, self.snapshot):
+        for button in (self.go, self.new_area, self.record, self.snapshot):
             layout.addWidget(button)
         layout.addSpacing(12)
         layout.addWidget(self.blank)
@@ -164,6 +168,13 @@ class ControlBar(QFrame):
         if self.badge.text() != state.upper():
             self.badge.setText(state.upper())
             self.badge.setStyleSheet(badge_style(colour))
+
+    def _show_recording(self, values: Mapping[str, Any]) -> None:
+        wanted = "Asked for" if values.get("record_wanted") else "Record"
+        text = "Recording" if values.get("recorder") else wanted
+        if text != self.record.text():
+            self.record.setText(text)
+            self.record.setStyleSheet(RECORDING_STYLE if text == "Recording" else "")
 
     def _show_warning(self, *, no_dead_man: bool, read_only: str) -> None:
         text = ", ".join(["no dead man"] * no_dead_man + ["watching only"] * bool(read_only))

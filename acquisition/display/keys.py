@@ -33,6 +33,8 @@ KEYS: tuple[KeyRow, ...] = (
     KeyRow(("Space",), "freeze", "hold the picture; the scan goes on"),
     KeyRow(("S",), "snapshot", "save picture and figures"),
     KeyRow(("N",), "new_area", "stage has moved: sum the dose from zero"),
+    KeyRow(("C",), "record", "record everything, or end the recording"),
+    KeyRow(("M",), "mark", "mark this moment in the recording"),
     KeyRow(("A",), "contrast_once", "set the contrast from this frame"),
     KeyRow(("L",), "contrast_mode", "contrast: always, once, manual"),
     KeyRow(("U",), "uncertainty", "show the uncertainty instead of the picture"),

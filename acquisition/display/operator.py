@@ -56,6 +56,18 @@ class Commands(Protocol):
         """Sum the dose from zero."""
         ...
 
+    def begin_recording(self) -> None:
+        """Ask for a recording."""
+        ...
+
+    def end_recording(self) -> None:
+        """End the recording."""
+        ...
+
+    def mark(self) -> None:
+        """Mark this moment in the recording."""
+        ...
+
     def clear_alarm(self) -> None:
         """Clear a latched alarm."""
         ...
@@ -110,6 +122,18 @@ class Operator:
     def new_area(self) -> None:
         """Sum the dose from zero."""
         self._commands.put(("new_area", {}))
+
+    def begin_recording(self) -> None:
+        """Ask for a recording."""
+        self._commands.put(("begin_recording", {}))
+
+    def end_recording(self) -> None:
+        """End the recording."""
+        self._commands.put(("end_recording", {}))
+
+    def mark(self) -> None:
+        """Mark this moment in the recording, by the wall clock, too."""
+        self._commands.put(("note", {"text": f"marked by {self._name} at {time.strftime('%H:%M:%S')}"}))
 
     def clear_alarm(self) -> None:
         """Clear a latched alarm."""
@@ -266,5 +290,13 @@ def display_name() -> str:
 def _done(verb: str, result: Any) -> str:
     if verb == "configure" and isinstance(result, dict) and result.get("coverage") is not None:
         return f"configured: {100 * float(result['coverage']):.2f} % of the pixels visited"
-    texts = {"configure": "configured", "start": "scan started", "stop": "scan stopped", "clear_alarm": "alarm cleared"}
+    texts = {
+        "configure": "configured",
+        "start": "scan started",
+        "stop": "scan stopped",
+        "clear_alarm": "alarm cleared",
+        "begin_recording": "recording asked for",
+        "end_recording": "recording ended",
+        "note": "marked",
+    }
     return texts.get(verb, f"new area {result}: dose summed from zero")

@@ -19,6 +19,7 @@ GREEN = "#2f9e68"
 BEAM_COLOURS = {"scanning": GREEN, "blanked": "#46536a", "parked": "#39404b", "fault": RED}
 """Beam state -> colour of its badge; everything else is shown as unknown."""
 UNKNOWN_COLOUR = "#7a5a1e"
+RECORDING_STYLE = f"background: #4a2320; border: 1px solid {RED}; color: #ff9a90; font-weight: 700;"
 
 STYLE = f"""
 QWidget {{ font-family: "Inter", "Segoe UI", "DejaVu Sans", sans-serif; font-size: 12px; }}

@@ -135,6 +135,8 @@ class Window(QWidget):
             "freeze": self._freeze,
             "snapshot": self._snapshot,
             "new_area": self._operator.new_area,
+            "record": self._record,
+            "mark": self._operator.mark,
             "contrast_once": lambda: self._choose_contrast("once"),
             "contrast_mode": lambda: self._choose_contrast(None),
             "uncertainty": self._toggle_uncertainty,
@@ -157,6 +159,7 @@ class Window(QWidget):
         controls.blank_clicked.connect(self._operator.blank)
         controls.area_clicked.connect(self._operator.new_area)
         controls.snapshot_clicked.connect(self._snapshot)
+        controls.record_clicked.connect(self._record)
         self._filter = KeyFilter(self, self._actions)
         QApplication.instance().installEventFilter(self._filter)  # type: ignore[union-attr]
 
@@ -221,6 +224,13 @@ class Window(QWidget):
             self._operator.stop()
         else:
             self._operator.start()
+
+    def _record(self) -> None:
+        microscope = self._model.microscope
+        if microscope.get("recorder") or microscope.get("record_wanted"):
+            self._operator.end_recording()
+        else:
+            self._operator.begin_recording()
 
     def _freeze(self) -> None:
         self._model.frozen = not self._model.frozen

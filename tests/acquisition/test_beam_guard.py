@@ -573,3 +573,51 @@ def test_the_thread_that_orders_the_beam_ends_with_its_guard():
     gc.collect()
     mine.join(5)
     assert not mine.is_alive()
+
+
+# --- recording ------------------------------------------------------------------------------------------------------
+
+LOST = ("record_stalled", "the recorder was silent", "warning")
+
+
+def losing(*reasons, **settings):
+    """Return a bench whose recording is lost for these reasons, one at each check."""
+    bench, waiting = Bench(**settings), list(reasons)
+    bench.guard._lost_recording = lambda: waiting.pop(0) if waiting else None
+    return bench
+
+
+def test_a_lost_recording_blanks_stops_and_parks_and_is_told():
+    bench = losing(None, LOST).scanning()
+    bench.guard.check()
+    assert (bench.controller.calls, bench.said) == ([], [])
+    bench.guard.check()
+    assert bench.controller.calls == SAFE
+    assert bench.guard.state == "parked"
+    assert bench.said == [("record_stalled", "warning")]
+
+
+def test_a_lost_recording_is_told_while_the_beam_is_off_too():
+    bench = losing(LOST)
+    bench.guard.check()
+    assert bench.said == [("record_stalled", "warning")]
+    assert bench.controller.calls == SAFE
+
+
+def test_a_start_asked_for_while_all_was_recorded_is_not_done_once_that_is_lost():
+    bench = losing(LOST)
+    seen = bench.guard.off_orders
+    bench.guard.check()
+    with pytest.raises(PermissionError, match="ordered off"):
+        bench.guard.begin_scanning(off_orders_seen=seen)
+    assert "unblank" not in bench.controller.calls
+    bench.guard.begin_scanning(off_orders_seen=bench.guard.off_orders)
+    assert bench.guard.state == "scanning"
+
+
+def test_a_lost_recording_comes_before_every_other_deadline():
+    bench = losing(LOST).scanning()
+    bench.now_s += 3_600
+    bench.guard.check()
+    assert bench.said == [("record_stalled", "warning")]
+    assert bench.guard.state == "parked"

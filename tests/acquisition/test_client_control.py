@@ -63,6 +63,10 @@ class Service(threading.Thread):
         (lambda c: c.park(), ("park", {})),
         (lambda c: c.clear_alarm(), ("clear_alarm", {})),
         (lambda c: c.renew_lease(), ("renew_lease", {})),
+        (lambda c: c.begin_recording(), ("begin_recording", {})),
+        (lambda c: c.end_recording(), ("end_recording", {})),
+        (lambda c: c.end_recording("abc"), ("end_recording", {"token": "abc"})),
+        (lambda c: c.note("drifted"), ("note", {"text": "drifted"})),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
 )
@@ -74,11 +78,19 @@ def test_every_verb_asks_for_what_it_says_in_the_clients_name(call, asked):
 
 def test_answers_come_back():
     with (
-        Service(status={"state": "parked"}, new_area={"area_id": 4}, describe_scan=START) as service,
+        Service(
+            status={"state": "parked"},
+            new_area={"area_id": 4},
+            describe_scan=START,
+            attach_recorder={"token": "abc"},
+            renew_lease={"record_wanted": True},
+        ) as service,
         MicroscopeClient(service.endpoint, "me", timeout_s=5) as client,
     ):
         assert client.status() == {"state": "parked"}
         assert client.new_area() == 4
+        assert client.attach_recorder() == "abc"
+        assert client.renew_lease() == {"record_wanted": True}
         assert client.describe_scan("s1").scan_id == "s1"
     assert service.asked[-1] == ("me", "describe_scan", {"scan_id": "s1"})
 

@@ -8,12 +8,13 @@ from lowdose.acquisition.settings import (
     DoseSettings,
     GridSettings,
     NetworkSettings,
+    RecordSettings,
     SafetySettings,
     ScanSettings,
 )
 from lowdose.scan_patterns import ScanGrid
 
-EVERY = [GridSettings, BeamSettings, ScanSettings, DoseSettings, SafetySettings, NetworkSettings]
+EVERY = [GridSettings, BeamSettings, ScanSettings, DoseSettings, RecordSettings, SafetySettings, NetworkSettings]
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -60,6 +61,9 @@ def test_grid_settings_build_the_grid_they_name():
         (NetworkSettings, {"control": "127.0.0.1:5750"}),
         (NetworkSettings, {"samples": "udp://127.0.0.1:5750"}),
         (NetworkSettings, {"frames": ""}),
+        (NetworkSettings, {"record": "file:///a"}),
+        (RecordSettings, {"fsync": "always"}),
+        (SafetySettings, {"record_stall_ms": 50}),
     ],
     ids=str,
 )

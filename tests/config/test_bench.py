@@ -96,8 +96,10 @@ def test_nothing_after_the_warm_up_is_told_and_no_figure_made_up(n: int) -> None
         figures([stamp(i) for i in range(n)])
 
 
-def test_bench_measures_the_real_pipeline(start: Callable[..., Any], folder: Path) -> None:
-    code, out, err = start("bench", "latency", "--frames", 20, "--size", 128, "--json", "bench.json").end(60)
+@pytest.mark.parametrize("record", [False, True], ids=["not recorded", "recorded"])
+def test_bench_measures_the_real_pipeline(record: bool, start: Callable[..., Any], folder: Path) -> None:
+    options = ("--frames", 20, "--size", 128, "--json", "bench.json", *(["--record"] * record))
+    code, out, err = start("bench", "latency", *options).end(60)
     assert code == 0, err
     assert "Traceback" not in err
     found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
@@ -108,4 +110,6 @@ def test_bench_measures_the_real_pipeline(start: Callable[..., Any], folder: Pat
     assert found["floor_ms"] == pytest.approx(1.024, rel=0.05)
     assert found["end_to_end_ms"]["p50"] > found["paint_ms"]["p50"] > 0
     assert "end to end" in out
+    assert found["recorded"] is record
+    assert ("everything was recorded" in out) is record
     assert [path.name for path in folder.iterdir()] == ["bench.json"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowdose.config.bench_safety import FAULTS, Trial, row_of
+from lowdose.config.bench_safety import FAULTS, Fault, Trial, _made, _settings_for, row_of
+from lowdose.config.loading import load_settings
 from lowdose.simulator.faults import NEVER_NS
 
 if TYPE_CHECKING:
@@ -43,9 +44,24 @@ def test_one_beam_that_never_went_off_leaves_no_figure_and_an_alarm() -> None:
     assert row["alarm"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the bench needs POSIX signals")
-def test_every_fault_is_made_and_measured_in_every_setup(start: Callable[..., object], folder: Path) -> None:
-    code, out, err = start("bench", "safety", "--frames", 1, "--json", "safety.json").end(110)  # type: ignore[attr-defined]
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="the bench needs POSIX signals")
+
+
+@needs_posix
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_fault_is_made_known_and_answered(fault: Fault, folder: Path) -> None:
+    settings = _settings_for(load_settings(None, ["grid.rows=128", "grid.cols=128"]), fault)
+    (trial,) = _made(settings, fault, "two processes" if fault.two_processes_only else "in-process", 1)
+    assert trial.fault_ns <= trial.known_ns
+    assert (trial.off_ns == NEVER_NS) == (fault.name == "refuses to blank")
+    assert trial.alarm == (fault.name in ("refuses to blank", "exception in the driver"))
+
+
+@needs_posix
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_fault_is_measured_in_every_setup(start: Callable[..., object], folder: Path) -> None:
+    code, out, err = start("bench", "safety", "--frames", 1, "--json", "safety.json").end(500)  # type: ignore[attr-defined]
     assert code == 0, err
     assert "Traceback" not in err
     rows = json.loads((folder / "safety.json").read_text(encoding="utf-8"))["rows"]

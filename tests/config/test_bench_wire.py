@@ -11,7 +11,7 @@ import pytest
 
 from lowdose.acquisition.sockets import Publisher
 from lowdose.acquisition.wire import decode, encode
-from lowdose.config import bench_wire
+from lowdose.config import bench_record, bench_wire
 from lowdose.config.bench_wire import FEWEST_MESSAGES, TRANSPORTS, Arrival, Sent, cases, measure, row_of, run_wire
 
 if TYPE_CHECKING:
@@ -107,6 +107,16 @@ def test_a_sender_that_fails_ends_the_measurement(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench_wire, "send_both_phases", fail)
     with pytest.raises(RuntimeError, match="the sender ended before it was done"):
         measure("inproc", 0, 32, 0.05)
+
+
+@pytest.mark.parametrize("transport", ["ipc", "inproc"])
+def test_a_fast_scan_is_recorded_whole_while_others_watch(transport: str) -> None:
+    row = bench_record.measure_recorded(transport, 0.5, rate_per_s=2e6)
+    assert (row["transport"], row["ended"], row["lost"]) == (transport, "scanning", 0)
+    assert row["blocks"] > 10
+    assert row["size_bytes"] > 10_000
+    assert set(row["waiting_ms"]) == {"p50", "p90", "p99", "max"}
+    bench_record.print_recorded([row])
 
 
 @pytest.mark.parametrize("size", [15, 4097])

@@ -116,7 +116,7 @@ def test_live_refuses_an_image_that_is_none(name: str, refused: Callable[..., st
         (b"grid: [\n", "is not YAML"),
         (b"- grid\n", "must hold a map"),
         (bytes(range(256)), "cannot read"),
-        (b"network: {record: 5}\n", "unknown key 'network.record'"),
+        (b"network: {records: 5}\n", "unknown key 'network.records'"),
     ],
     ids=["not yaml", "a list", "binary", "unknown key"],
 )
@@ -258,7 +258,7 @@ def test_the_exit_code_tells_wrong_input_from_failure(
 
 def test_without_arguments_the_commands_are_listed(command: Callable[..., tuple[Any, str, str]]) -> None:
     _, out, err = command()
-    for name in ("live", "microscope", "reconstruct", "display", "pattern", "bench", "doctor"):
+    for name in ("live", "microscope", "reconstruct", "record", "display", "pattern", "bench", "doctor"):
         assert name in out + err
 
 

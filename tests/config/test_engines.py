@@ -80,3 +80,20 @@ def test_compile_refuses_what_is_no_precision(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compile", str(write_smoothing(tmp_path).path), "--precision", "INT4"])
     assert isinstance(result.exception, ConfigError)
     assert "compile: precision" in str(result.exception)
+
+
+def test_what_only_runtimes_understand_is_refused_for_engines_without_a_file() -> None:
+    with pytest.raises(ConfigError, match="runtime and tile_px are for engine files, 'linear' is none"):
+        require_engine(StageSettings(complete="linear", runtime="torch", tile_px=128))
+
+
+def test_a_precision_the_processor_lacks_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    file = write_smoothing(tmp_path)
+    lacking = next(name for name in ("FP16", "BF16") if name not in choice.precisions("openvino", file))
+    with pytest.raises(ConfigError, match=f"openvino computes in FP32.* got precision {lacking}"):
+        require_engine(stage(file.path, runtime="openvino", precision=lacking))
+
+
+def test_tiles_that_cannot_be_are_refused_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="multiple of the engine's 32, got 130"):
+        require_engine(stage(write_smoothing(tmp_path, size_multiple=32).path, tile_px=130))

@@ -67,6 +67,7 @@ def test_an_engine_file_is_named_by_its_path(tmp_path, mask):
         (np.full((16, 16), np.inf), np.ones((16, 16), bool), "must be finite"),
         (np.zeros((16, 16), complex), np.ones((16, 16), bool), "real numbers, got complex"),
         (np.zeros((4, 16)), np.ones((4, 16), bool), "8 pixels along each edge"),
+        (np.full((16, 16), 1e300), np.ones((16, 16), bool), "must be at most 1e[+]30"),
     ],
 )
 def test_what_cannot_be_completed_is_refused(values, mask, said):
@@ -86,3 +87,8 @@ def test_an_engine_that_fails_is_no_silent_replacement(mask):
 
     with pytest.raises(RuntimeError, match="engine 'linear' failed: RuntimeError: out of memory"):
         complete(plane(mask.shape), mask, engine=Failing())
+
+
+def test_what_is_no_engine_is_refused(mask):
+    with pytest.raises(ValueError, match="engine must be the name of one, or have info and run, got NoneType"):
+        complete(plane(mask.shape), mask, engine=None)

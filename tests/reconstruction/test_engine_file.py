@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -144,4 +145,36 @@ def test_nothing_is_written_of_a_network_and_a_card_that_do_not_belong_together(
 def test_a_file_too_large_is_refused_before_it_is_read(tmp_path, file, monkeypatch):
     monkeypatch.setattr("lowdose.reconstruction.engine_file.MAX_BYTES", 10)
     with pytest.raises(EngineFileError, match="expected at most 10"):
+        read_engine_file(file.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scale": 3}, "scale must be 1, 2 or 4, got 3"),
+        ({"size_multiple": 0}, "size_multiple must be 1 to 2048 px, got 0"),
+        ({"size_multiple": 10**9}, "size_multiple must be 1 to 2048 px"),
+        ({"halo_px": -1}, "halo_px must be 0 to 2048 px, got -1"),
+        ({"precision": "FP8"}, "precision must be FP32, BF16, FP16, got 'FP8'"),
+        ({"name": "a\nb\x1b[31m"}, "printable characters"),
+        ({"channels": []}, "channels must be some of"),
+    ],
+)
+def test_a_card_with_odd_values_is_refused(file, change, said):
+    info = json.loads(card_path(file.path).read_text())["info"]
+    change_card(file, info={**info, **change})
+    with pytest.raises(EngineFileError, match=said):
+        read_engine_file(file.path)
+
+
+def test_a_cost_that_is_no_number_is_refused(file):
+    change_card(file, gmac_512=-1)
+    with pytest.raises(EngineFileError, match="gmac_512 must be a finite number"):
+        read_engine_file(file.path)
+
+
+def test_a_device_or_pipe_is_no_engine_file(file):
+    file.path.unlink()
+    os.mkfifo(file.path)
+    with pytest.raises(EngineFileError, match="is no file"):
         read_engine_file(file.path)

@@ -218,8 +218,20 @@ class WrongShape(LinearEngine):
         return super().run(inputs)[:, :1]
 
 
+class NegativeDeviation(LinearEngine):
+    def run(self, inputs):
+        output = super().run(inputs)
+        output[:, 1] -= 9
+        return output
+
+
 @pytest.mark.parametrize(
-    ("engine", "text"), [(NotFinite(), "not finite"), (WrongShape(), r"\(1, 1, 64, 64\), expected \(1, 2, 64, 64\)")]
+    ("engine", "text"),
+    [
+        (NegativeDeviation(), "negative standard deviations"),
+        (NotFinite(), "not finite"),
+        (WrongShape(), r"\(1, 1, 64, 64\), expected \(1, 2, 64, 64\)"),
+    ],
 )
 def test_what_an_engine_returns_is_looked_at_before_it_is_shown(engine, text):
     start = scan_of()
@@ -255,6 +267,22 @@ def test_an_engine_that_fails_now_and_then_is_tried_again_and_its_error_is_logge
     assert [frame.engine for frame in frames] == ["odd", "linear", "odd", "linear"]
     assert reconstructor.engine_failures == 2
     assert [record.levelname for record in caplog.records].count("ERROR") == 1
+
+
+class Forgetful(LinearEngine):
+    """Says that it keeps measured values, and does not."""
+
+    def run(self, inputs):
+        return super().run(inputs) + np.float32(0.3)
+
+
+def test_measured_values_are_put_back_where_an_engine_promises_to_keep_them(rng):
+    start = scan_of()
+    reconstructor = Reconstructor([Forgetful()])
+    wait_for_linear(reconstructor, start)
+    frame = reconstructor.complete(frame_of(start, rng.integers(20, 60, (1, len(start.paths[0])))), start)
+    reconstructor.close()
+    np.testing.assert_array_equal(frame.image[0][frame.mask], frame.measured[0][frame.mask])
 
 
 class Extremes(LinearEngine):

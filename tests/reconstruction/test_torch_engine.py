@@ -101,7 +101,7 @@ def test_weights_of_lower_precision_are_taken(tmp_path, rng, dtype):
             onnx.TensorProto(name="layer.weight", data_type=kind, dims=weight.shape, raw_data=raw)
         )
 
-    engine = TorchEngine(write(tmp_path, change=lowered, precision=dtype[0:2].upper() + "16"))
+    engine = TorchEngine(write(tmp_path, change=lowered, precision={"float16": "FP16", "bfloat16": "BF16"}[dtype]))
     assert engine.info.precision == "FP32"
     inputs = rng.random((1, 2, 16, 16), dtype=np.float32)
     np.testing.assert_allclose(engine.run(inputs)[:, 0], smoothed(inputs), rtol=1e-2)

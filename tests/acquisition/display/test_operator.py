@@ -135,3 +135,15 @@ def test_status_is_asked_for_at_both_ends(wait_until):
         wait_until(lambda: reports)
         service.script["release_control"] = {"acquired": 9}
     assert [report.values["acquired"] for report in reports] == [5, 9]
+
+
+def test_recording_and_marks_are_asked_for(wait_until):
+    with Service() as service, operating(service) as (op, said):
+        op.begin_recording()
+        op.mark()
+        op.end_recording()
+        wait_until(lambda: len(said) == 3)
+    sent = {r.verb: r.arguments for r in service.asked if r.verb in ("begin_recording", "note", "end_recording")}
+    assert list(sent) == ["begin_recording", "note", "end_recording"]
+    assert sent["note"]["text"].startswith("marked by bench display at ")
+    assert said == ["recording asked for", "marked", "recording ended"]

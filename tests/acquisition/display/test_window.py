@@ -166,6 +166,29 @@ def test_g_starts_and_stops(qtbot, window, report, fake_operator):
     assert fake_operator.asked == [("start",), ("stop",)]
 
 
+@pytest.mark.parametrize(
+    ("values", "shown", "asked"),
+    [
+        ({"recorder": ""}, "Record", "begin_recording"),
+        ({"recorder": "", "record_wanted": True}, "Asked for", "end_recording"),
+        ({"recorder": "recorder of a.mcap"}, "Recording", "end_recording"),
+    ],
+    ids=["off", "asked for", "on"],
+)
+def test_c_and_the_button_begin_and_end_a_recording(qtbot, window, report, fake_operator, values, shown, asked):
+    report(**values)
+    assert window.controls.record.text() == shown
+    qtbot.keyClick(window, Qt.Key.Key_C)
+    qtbot.mouseClick(window.controls.record, Qt.MouseButton.LeftButton)
+    assert fake_operator.asked == [(asked,), (asked,)]
+
+
+def test_m_marks_the_moment(qtbot, window, report, fake_operator):
+    report()
+    qtbot.keyClick(window, Qt.Key.Key_M)
+    assert fake_operator.asked == [("mark",)]
+
+
 def test_q_closes(qtbot, window):
     qtbot.keyClick(window, Qt.Key.Key_Q)
     assert not window.isVisible()
