@@ -52,7 +52,7 @@ def test_a_runtime_that_cannot_take_the_file_is_a_row_with_the_reason(tmp_path: 
 
 def test_a_size_the_engine_cannot_take_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     file = write_smoothing(tmp_path, size_multiple=32)
-    with pytest.raises(ConfigError, match="--size must be a multiple of 32 for smoothing.onnx, got 70"):
+    with pytest.raises(ConfigError, match=r"--size must be a multiple of 32 for smoothing\.onnx, got 70"):
         run_engine(models=[str(file.path)], runtimes=["openvino"], batches=[1], sizes=[70], json_file=None)
 
 
