@@ -14,8 +14,8 @@ from lowdose.config.options import require_writable
 from lowdose.config.schema import StageSettings
 from lowdose.scan_patterns.grid import MAX_EDGE
 from lowdose.training.data_settings import ImageSource
-from lowdose.training.evaluate import DEFAULT_PATTERNS, evaluate
-from lowdose.training.evaluation_images import usable_images
+from lowdose.training.evaluate import BASELINE_NAMES, DEFAULT_PATTERNS, evaluate, require_comparable
+from lowdose.training.evaluation_images import common_folder, usable_images, why_left_out
 from lowdose.training.evaluation_report import (
     RANGE_UNITS,
     TARGET_NAMES,
@@ -29,14 +29,17 @@ from lowdose.training.evaluation_scan import laid_out
 from lowdose.training.sources import ImageFile, list_images
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from rich.console import Console
     from rich.progress import Progress
 
     from lowdose.reconstruction.engine import Engine
     from lowdose.training.evaluation_scan import Noise
 
 MIN_CROP_PX = 32
+DECONVOLVED = " deconvolved"
+"""Ends the name of an engine with deconvolution after it."""
 
 
 def run_evaluation(
@@ -54,12 +57,14 @@ def run_evaluation(
     json_file: Path | None,
     deconvolve: bool = False,
 ) -> int:
-    """Evaluate engines on images; print the errors, write the report into `out` and the figures' numbers as JSON.
+    """Evaluate engines on images; print the errors, write the figures' numbers as JSON and the report into `out`.
 
     Raises
     ------
     ConfigError, ValueError
         If an option is wrong or no image is left.
+    RuntimeError
+        If something could not be written, after everything else was.
     """
     if noise not in ("none", "counts"):
         raise ConfigError(f"--noise must be none or counts, got {noise!r}")
@@ -73,12 +78,16 @@ def run_evaluation(
     made = make_engines(engines)
     if deconvolve:
         made |= deconvolved(made)
+    require_comparable(made)
     if out is not None:
         _make_folder(out)
+        require_writable(out / "report.md", out / "evaluation.json")
     with _progress() as progress:
         reading = progress.add_task("reading", total=len(listed))
-        images = usable_images(listed, crop_px, limit=limit, advance=lambda: progress.advance(reading))
-        n_read = len(images.files) + sum(images.skipped.values())
+        images = usable_images(
+            listed, crop_px, limit=limit, folder=_folder_of(paths), advance=lambda: progress.advance(reading)
+        )
+        n_read = len(images.files) + len(images.left_out)
         progress.update(reading, total=n_read, completed=n_read)
         completing = progress.add_task("completing", total=len(images.files) * len(patterns))
         results = evaluate(
@@ -90,11 +99,10 @@ def run_evaluation(
             advance=lambda: progress.advance(completing),
         )
         evaluation = Evaluation(images, tuple(results), cast("Noise", noise), seed)
-        if out is not None:
-            _write(evaluation, out, progress)
-    if json_file is not None:
-        json_file.write_text(to_json(evaluation), encoding="utf-8")
-    _print(evaluation, out)
+    try:
+        _print(evaluation)
+    finally:  # a closed pipe does not cost the files
+        _save(evaluation, json_file, out)
     return 0
 
 
@@ -140,6 +148,12 @@ def listed_images(paths: Sequence[Path], where: Sequence[str]) -> list[ImageFile
     return list(files.values())
 
 
+def _folder_of(paths: Sequence[Path]) -> Path:
+    """Return the folder given, of several the one that holds them all."""
+    given = [path.expanduser() for path in paths]
+    return common_folder([path if path.is_dir() else path.parent for path in given])
+
+
 def _image_source(folder: Path, where: Sequence[str]) -> ImageSource:
     tests = dict(_test(text) for text in where)
     try:
@@ -164,18 +178,21 @@ def _test(text: str) -> tuple[str, Any]:
 def make_engines(names: str | None) -> dict[str, Engine]:
     """Return engines by what the report calls them: their name or, of a file, its name without the ending.
 
+    A file whose name another method has is called by the path given.
+
     Parameters
     ----------
     names : str or None
         Divided by commas: names of engines, or paths of engine files.
     """
+    given = [name for name in dict.fromkeys(part.strip() for part in (names or "").split(",")) if name]
+    taken = {*BASELINE_NAMES, *(name.replace("_", " ") for name in BASELINE_NAMES), *given}  # tables show both alike
     engines: dict[str, Engine] = {}
-    for name in dict.fromkeys(part.strip() for part in (names or "").split(",")):
-        if not name:
-            continue
-        label = Path(name).stem if name.endswith(".onnx") else name
-        label = name if label in engines else label
-        engines[label] = build_engine(StageSettings(complete=name))
+    for name in given:
+        stem = Path(name).stem
+        free = name.endswith(".onnx") and stem not in taken and not stem.endswith((DECONVOLVED, ".onnx"))
+        engines[stem if free else name] = build_engine(StageSettings(complete=name))
+        taken.add(stem)
     return engines
 
 
@@ -185,14 +202,17 @@ def deconvolved(engines: Mapping[str, Engine]) -> dict[str, Engine]:
     Raises
     ------
     ConfigError
-        If there is none.
+        If there is none, or torch is not installed.
     """
-    from lowdose.training.deconvolution import DeconvolvedEngine
+    try:
+        from lowdose.training.deconvolution import DeconvolvedEngine
+    except ImportError as error:
+        raise ConfigError(f'--deconvolve needs torch ({error}): pip install "lowdose[train]"') from None
 
     found = {name: engine for name, engine in engines.items() if engine.info.target == "blurred_5x5"}
     if not found:
         raise ConfigError("--deconvolve sharpens what engines trained on blurred targets make: name one by --engines")
-    return {f"{name} deconvolved": DeconvolvedEngine(engine) for name, engine in found.items()}
+    return {f"{name}{DECONVOLVED}": DeconvolvedEngine(engine) for name, engine in found.items()}
 
 
 def _make_folder(out: Path) -> None:
@@ -202,15 +222,37 @@ def _make_folder(out: Path) -> None:
         raise ConfigError(f"cannot make the folder {out}: {error.strerror}") from None
 
 
-def _write(evaluation: Evaluation, out: Path, progress: Progress) -> None:
+def _save(evaluation: Evaluation, json_file: Path | None, out: Path | None) -> None:
+    """Write what is asked for; what cannot be written does not keep the rest from being tried."""
+    writers = ((json_file, _write_json), (out, _write_report))
+    failures = [_failure(write, evaluation, path) for path, write in writers if path is not None]
+    if any(failures):
+        raise RuntimeError(
+            f"cannot write {' nor '.join(filter(None, failures))}: the errors are printed above, free that place or "
+            "choose another and evaluate again for the files"
+        )
+
+
+def _failure(write: Callable[[Evaluation, Path], None], evaluation: Evaluation, path: Path) -> str:
+    try:
+        write(evaluation, path)
+    except OSError as error:
+        return f"{error.filename or path} ({error.strerror or error})"
+    return ""
+
+
+def _write_json(evaluation: Evaluation, path: Path) -> None:
+    path.write_text(to_json(evaluation), encoding="utf-8")
+
+
+def _write_report(evaluation: Evaluation, out: Path) -> None:
     from lowdose.training.evaluation_figures import draw_figures
 
-    drawing = progress.add_task("drawing", total=None)
-    try:
-        write_report(evaluation, out, draw_figures(evaluation, out))
-    except OSError as error:
-        raise ConfigError(f"cannot write into {out}: {error.strerror}") from None
-    progress.update(drawing, total=1, completed=1)
+    with _progress() as progress:
+        drawing = progress.add_task("drawing", total=None)
+        write_report(evaluation, out, draw_figures)
+        progress.update(drawing, total=1, completed=1)
+    _console().print(f"wrote {out / 'report.md'}, evaluation.json and the figures")
 
 
 def _progress() -> Progress:
@@ -223,25 +265,28 @@ def _progress() -> Progress:
     )
 
 
-def _print(evaluation: Evaluation, out: Path | None) -> None:
+def _console() -> Console:
     from rich.console import Console
+
+    return Console(width=110, markup=False, highlight=False)  # names of files may look like markup
+
+
+def _print(evaluation: Evaluation) -> None:
     from rich.table import Table
 
-    console = Console(width=110)
+    console = _console()
     for target in evaluation.targets:
         heads = [label.replace(" ", "\n") for label in columns(evaluation)]
         table = Table(title=f"RMS error against the {TARGET_NAMES[target]}", padding=(0, 0, 0, 1))
-        table.add_column("engine", no_wrap=True)
+        table.add_column("engine", overflow="fold")
         for head in heads:
-            table.add_column(head, justify="right")
+            table.add_column(head, justify="right", no_wrap=True)
         for line in cells(evaluation, target, lambda row: f"{row.rms:.4f}"):
             table.add_row(*line)
         console.print(table)
-    console.print(f"{evaluation.summary}.\n{RANGE_UNITS}", highlight=False)
-    failures = sum(row.failures for row in evaluation.rows if row.target == "sharp")
-    if failures:
-        console.print(
-            f"{failures} pictures were completed by linear infill because an engine failed on them: see the log"
-        )
-    if out is not None:
-        console.print(f"wrote {out / 'report.md'}, evaluation.json and the figures")
+    for failure in evaluation.failures:
+        console.print(f"{failure}, see the log")
+    console.print(f"{evaluation.summary}.")
+    for why in why_left_out(evaluation.images):
+        console.print(f"  {why}")
+    console.print(RANGE_UNITS)

@@ -17,7 +17,7 @@ from lowdose.reconstruction.infill import nearest_map
 from lowdose.reconstruction.metrics import edge_distance, error_profile
 from lowdose.simulator.sources import centre_crop, unit_range
 from lowdose.training.baselines import biharmonic, lattice_resize, reduced_precision
-from lowdose.training.evaluation_images import ImageSet, by_turns, read_truth_again
+from lowdose.training.evaluation_images import by_turns, read_truth_again
 from lowdose.training.evaluation_rows import EVERYWHERE, Tally, precision_row, rows_of
 from lowdose.training.evaluation_scan import Completer, in_range, laid_out
 from lowdose.training.examples import blurred
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from lowdose.reconstruction.engine import Engine, Target
     from lowdose.reconstruction.metrics import Profile
     from lowdose.training.baselines import Alignment, Bits, Method
+    from lowdose.training.evaluation_images import ImageSet
     from lowdose.training.evaluation_rows import PrecisionRow, Row
     from lowdose.training.evaluation_scan import Noise, Scan
     from lowdose.training.sources import ImageFile
 
-    Completed = tuple[NDArray[np.float32], NDArray[np.float32] | None]
     Truths = Mapping[Target, NDArray[np.float32]]
 
 TARGETS: tuple[Target, ...] = ("blurred_5x5", "sharp")
@@ -66,12 +66,23 @@ FEWER_BITS: tuple[Bits, ...] = (8, 16)
 PRECISION_COVERAGE = 1 / 25
 """Of the lattice on which the published test of the input's precision was made."""
 BIHARMONIC = "biharmonic"
+BASELINE_NAMES = ("nearest", "linear", BIHARMONIC, *(f"{method}_{alignment}" for method, alignment in BASELINES))
+"""No other engine can have one of these."""
 BIHARMONIC_CROP_PX = 256
 BIHARMONIC_IMAGES = 8
 EDGE_PX = 64
 """Distances to the edge that are told apart."""
 SHOWN = 3
 """Images shown as pictures, of different sources where there are some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A completed picture, its standard deviation where there is one, and whether linear infill had to make it."""
+
+    image: NDArray[np.float32]
+    deviation: NDArray[np.float32] | None
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +119,7 @@ class Pictures:
     truth, sampled : (rows, cols) float32 ndarray
         In [0, 1]; `sampled` is NaN where not measured.
     images, deviations : dict of str to (rows, cols) float32 ndarray
-        By engine; deviations only of those that have an uncertainty.
+        By engine, which is said to have failed where it has; deviations only of those that have an uncertainty.
     """
 
     name: str
@@ -131,7 +142,7 @@ class PatternResult:
     rows, precision : tuple of Row, tuple of PrecisionRow
         `precision` is empty for all patterns but one.
     errors : dict of str to EngineErrors
-        By engine.
+        By engine; without those that failed on every picture.
     shown : tuple of Pictures
         Of a few images.
     """
@@ -180,10 +191,8 @@ def evaluate(
     ValueError
         If a pattern or an engine cannot be used here.
     """
+    require_comparable(engines)
     engines = {"nearest": NearestEngine(), "linear": LinearEngine(), **engines}
-    for name, engine in engines.items():
-        if engine.info.scale != 1:
-            raise ValueError(f"engine '{name}' enlarges {engine.info.scale} times: expected one of scale 1")
     scans = [laid_out(mapping, images.crop_px, noise, seed) for mapping in patterns]
     completers = {name: Completer(engine) for name, engine in engines.items()}
     try:
@@ -193,6 +202,17 @@ def evaluate(
     finally:
         for completer in completers.values():
             completer.close()
+
+
+def require_comparable(engines: Mapping[str, Engine]) -> None:
+    """Raise ValueError unless every engine completes pictures at the scan's own scale and has a name of its own."""
+    for name, engine in engines.items():
+        if engine.info.task != "complete":
+            raise ValueError(f"engine '{name}' does {engine.info.task}: expected one that completes sparse pictures")
+        if engine.info.scale != 1:
+            raise ValueError(f"engine '{name}' enlarges {engine.info.scale} times: expected one of scale 1")
+        if name in BASELINE_NAMES and type(engine) not in (NearestEngine, LinearEngine):
+            raise ValueError(f"engine '{name}' has the name of a baseline: expected another, rename its file")
 
 
 def _precision_scan(scans: Sequence[Scan]) -> Scan:
@@ -214,7 +234,6 @@ def _evaluate_pattern(
     baselines: dict[str, Tally] = {}
     by_bits: dict[tuple[str, Bits], Tally] = {}
     shown: list[Pictures] = []
-    failures = {name: completer.failures for name, completer in completers.items()}
     for completer in completers.values():
         completer.prepare(scan)
     chosen = _shown(images.files)
@@ -222,7 +241,7 @@ def _evaluate_pattern(
         truth = read_truth_again(file, images.crop_px)
         targets = _targets(truth, completers.values())
         sparse = scan.measure(truth, (*seed, index))
-        completed = {name: completer.complete(sparse, scan) for name, completer in completers.items()}
+        completed = {name: _complete(completer, sparse, scan) for name, completer in completers.items()}
         for name, completer in completers.items():
             _add_completed(tallies[name], completed[name], completer.info.target, targets)
         _add_resizes(baselines, sparse, targets)
@@ -231,16 +250,17 @@ def _evaluate_pattern(
         if index in chosen:
             shown.append(_pictures(file.path.name, truth, sparse, completed))
         advance()
-    failures = {name: completer.failures - failures[name] for name, completer in completers.items()}
     infos = {name: completer.info for name, completer in completers.items()}
     by_bits |= {(name, 32): tally for name, tally in tallies.items() if precise}
     return PatternResult(
         label=scan.label,
         name=scan.name,
         coverage=scan.path.coverage,
-        rows=(*rows_of(images, scan, {**tallies, **baselines}, infos, failures), *_biharmonic_rows(images, scan, seed)),
+        rows=(*rows_of(images, scan, {**tallies, **baselines}, infos), *_biharmonic_rows(images, scan, seed)),
         precision=tuple(precision_row(scan, *key, tally) for key, tally in by_bits.items()),
-        errors={name: _engine_errors(tally, scan) for name, tally in tallies.items()},
+        errors={
+            name: _engine_errors(tally, scan) for name, tally in tallies.items() if tally.failures < len(images.files)
+        },
         shown=tuple(shown),
     )
 
@@ -255,12 +275,19 @@ def _targets(truth: NDArray[np.float32], completers: Iterable[Completer]) -> Tru
     return {target: blurred(truth, target) for target in wanted}
 
 
+def _complete(completer: Completer, sparse: SparseFrame, scan: Scan) -> Completed:
+    before = completer.failures
+    image, deviation = completer.complete(sparse, scan)
+    failed = completer.failures > before
+    return Completed(image, None if failed else deviation, failed)  # the deviation is not the engine's, either
+
+
 def _add_completed(tally: Tally, completed: Completed, own: Target, targets: Truths) -> None:
-    image, deviation = completed
-    tally.add(image, targets)
-    tally.add_maps(image, targets)
-    if deviation is not None:
-        tally.add_uncertainty(image, deviation, targets[own])
+    tally.add(completed.image, targets)
+    tally.add_maps(completed.image, targets)
+    tally.failures += completed.failed
+    if completed.deviation is not None:
+        tally.add_uncertainty(completed.image, completed.deviation, targets[own])
 
 
 def _add_resizes(tallies: dict[str, Tally], sparse: SparseFrame, targets: Truths) -> None:
@@ -284,15 +311,17 @@ def _add_precisions(
     for bits in FEWER_BITS:
         coarse = replace(sparse, values=reduced_precision(sparse.values, sparse.mask, bits))
         for name, completer in completers.items():
-            tallies.setdefault((name, bits), Tally()).add(completer.complete(coarse, scan)[0], targets)
+            completed, tally = _complete(completer, coarse, scan), tallies.setdefault((name, bits), Tally())
+            tally.add(completed.image, targets)
+            tally.failures += completed.failed
 
 
 def _pictures(
     name: str, truth: NDArray[np.float32], sparse: SparseFrame, completed: Mapping[str, Completed]
 ) -> Pictures:
     sampled = np.where(sparse.mask, in_range(sparse.values[0]), np.float32(np.nan))
-    images = {engine: image for engine, (image, _) in completed.items()}
-    deviations = {engine: deviation for engine, (_, deviation) in completed.items() if deviation is not None}
+    images = {f"{name} failed" if done.failed else name: done.image for name, done in completed.items()}
+    deviations = {name: done.deviation for name, done in completed.items() if done.deviation is not None}
     return Pictures(name, truth, sampled, images, deviations)
 
 
@@ -312,7 +341,7 @@ def _biharmonic_rows(images: ImageSet, scan: Scan, seed: tuple[int, int]) -> lis
         tallies[BIHARMONIC].add(image, targets)
         tallies["linear"].add(linear.complete(sparse, small)[0], targets)
     linear.close()
-    rows = rows_of(ImageSet(files, {}, crop_px), small, tallies, {}, {})
+    rows = rows_of(replace(images, files=files, crop_px=crop_px), small, tallies, {})
     return [row for row in rows if row.engine == BIHARMONIC]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DPI = 110
 PICTURE_INCH = (3.0, 4.9)
 """Smallest and largest edge of a picture as it is drawn; of 512 pixels each shows."""
+TITLE_CHARS = 36
+"""Of a line above the smallest picture."""
 PANELS_ACROSS = 4
 BINS = 24
 MIN_SHARE = 1e-3
@@ -160,7 +163,7 @@ def _draw_error_maps(result: PatternResult) -> Figure:
     for ax, (engine, errors) in zip(axes, result.errors.items(), strict=True):
         shown = ax.imshow(errors.error_map, "magma", vmin=0, vmax=brightest or 1, interpolation="nearest")
         mean = float(np.sqrt(np.mean(np.square(errors.error_map, dtype=np.float64))))
-        ax.set_title(f"{engine}: {mean:.4f} over all pixels", fontsize=11)
+        ax.set_title(fill(f"{engine}: {mean:.4f} over all pixels", TITLE_CHARS), fontsize=11)
         ax.set(xticks=[], yticks=[])
     label = "RMS error against the blurred truth [share of the range]"
     figure.colorbar(shown, ax=axes, label=label, fraction=0.05, pad=0.01)
@@ -171,15 +174,15 @@ def _draw_pictures(result: PatternResult) -> Figure:
     """Return the sheet: sampled, every engine, truth and the uncertainty of the last engine that has one."""
     from matplotlib.figure import Figure
 
-    engine = next(reversed(result.shown[0].deviations), None)
-    n_columns = len(result.errors) + 2 + (engine is not None)
+    engine = next(reversed([name for pictures in result.shown for name in pictures.deviations]), None)
+    n_columns = len(result.shown[0].images) + 2 + (engine is not None)
     edge = _edge_inch(result)
     size = (edge * n_columns, (edge + 0.3) * len(result.shown))
     figure = Figure(size, layout="constrained")
     axes = figure.subplots(len(result.shown), n_columns, squeeze=False)
     for line, pictures in zip(axes, result.shown, strict=True):
         _draw_line(line, pictures, result.label)
-        if engine is not None:
+        if engine is not None and engine in pictures.deviations:
             shown = line[-1].imshow(pictures.deviations[engine], "viridis", vmin=0, interpolation="nearest")
             line[-1].set_title(f"uncertainty of {engine}", fontsize=11)
             figure.colorbar(shown, ax=line[-1], fraction=0.045, pad=0.01)
@@ -204,7 +207,7 @@ def _draw_line(line: NDArray[Any], pictures: Pictures, label: str) -> None:
     columns[f"truth: {pictures.name}"] = pictures.truth
     for ax, (title, image) in zip(line, columns.items(), strict=False):
         ax.imshow(image, grey, vmin=low, vmax=high if high > low else low + 1, interpolation="nearest")
-        ax.set_title(title, fontsize=11)
+        ax.set_title(fill(title, TITLE_CHARS), fontsize=11)
 
 
 def _enlarged(sampled: NDArray[np.float32]) -> NDArray[np.float32]:

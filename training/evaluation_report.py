@@ -1,4 +1,4 @@
-"""Reports of an evaluation: tables in markdown and on the terminal, and JSON with stable names (no heavy imports)."""
+"""Reports of an evaluation: tables for markdown and terminal, JSON with stable names (imports numpy and scipy)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from lowdose.training.evaluate import BASELINE_NAMES
+from lowdose.training.evaluation_images import why_left_out
 from lowdose.training.evaluation_rows import NOMINAL_SHARES
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from lowdose.reconstruction.engine import Target
     from lowdose.training.evaluate import PatternResult
     from lowdose.training.evaluation_images import ImageSet
-    from lowdose.training.evaluation_rows import Row
+    from lowdose.training.evaluation_rows import PrecisionRow, Row
     from lowdose.training.evaluation_scan import Noise
 
 RANGE_UNITS = "Errors are shares of each picture's own range: the darkest pixel of its truth is 0, the brightest 1."
@@ -71,6 +73,20 @@ class Evaluation:
             f"left out: {skipped or 'none'}"
         )
 
+    @property
+    def failures(self) -> list[str]:
+        """A sentence for each engine that failed, for people; its cells are marked."""
+        rows: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.target == "sharp":
+                rows.setdefault(row.engine, []).append(row)
+        counts = {engine: (sum(r.failures for r in own), sum(r.images for r in own)) for engine, own in rows.items()}
+        return [
+            f"* {_shown_name(engine)} failed on {failures} of {images} pictures: those are linear infill"
+            for engine, (failures, images) in counts.items()
+            if failures
+        ]
+
 
 def to_json(evaluation: Evaluation) -> str:
     """Return everything but the pictures as JSON; what is not known is null."""
@@ -108,6 +124,9 @@ def to_json(evaluation: Evaluation) -> str:
         "seed": evaluation.seed,
         "images": [{"file": str(file.path), "source": file.source} for file in evaluation.images.files],
         "skipped": evaluation.images.skipped,
+        "skipped_files": [
+            {"file": str(left.file.path), "reason": left.reason, "why": left.why} for left in evaluation.images.left_out
+        ],
         "rows": [dataclasses.asdict(row) for row in evaluation.rows],
         "precision": [dataclasses.asdict(row) for result in evaluation.results for row in result.precision],
         "curves": curves,
@@ -118,7 +137,9 @@ def to_json(evaluation: Evaluation) -> str:
 
 def to_markdown(evaluation: Evaluation, figures: Mapping[str, str]) -> str:
     """Return the report as markdown, with links to the figures: file name -> what it shows."""
-    parts = ["# Evaluation", evaluation.summary, f"{RANGE_UNITS} {CELLS}"]
+    left_out = "\n".join(f"- {why}" for why in why_left_out(evaluation.images))
+    failures = "\n".join(f"- \\{failure}" for failure in evaluation.failures)
+    parts = ["# Evaluation", evaluation.summary, left_out, f"{RANGE_UNITS} {CELLS}", failures]
     for target in evaluation.targets:
         parts += [f"## Error against the {TARGET_NAMES[target]}", _table(evaluation, target, error_cell)]
     parts += [
@@ -139,10 +160,10 @@ def to_markdown(evaluation: Evaluation, figures: Mapping[str, str]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def write_report(evaluation: Evaluation, folder: Path, figures: Mapping[str, str]) -> None:
-    """Write report.md and evaluation.json into a folder, beside its figures."""
-    (folder / "report.md").write_text(to_markdown(evaluation, figures), encoding="utf-8")
+def write_report(evaluation: Evaluation, folder: Path, draw: Callable[[Evaluation, Path], Mapping[str, str]]) -> None:
+    """Write evaluation.json, the figures as `draw` does, and report.md into a folder."""
     (folder / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(evaluation, draw(evaluation, folder)), encoding="utf-8")
 
 
 def columns(evaluation: Evaluation) -> list[str]:
@@ -158,14 +179,25 @@ def cells(
 ) -> list[list[str]]:
     """Return a table with a line for each engine and a column for each pattern, the engine's name first."""
     found = [
-        {row.engine: text(row) for row in result.rows if row.target == target and only(row)}
+        {row.engine: _marked(row, text(row)) for row in result.rows if row.target == target and only(row)}
         for result in evaluation.results
     ]
     engines = dict.fromkeys(engine for column in found for engine in column)
-    return [[engine.replace("_", " "), *(column.get(engine, "") for column in found)] for engine in engines]
+    return [[_shown_name(engine), *(column.get(engine, "") for column in found)] for engine in engines]
 
 
-def error_cell(row: Row) -> str:
+def _shown_name(engine: str) -> str:
+    return engine.replace("_", " ") if engine in BASELINE_NAMES else engine
+
+
+def _marked(row: Row | PrecisionRow, text: str) -> str:
+    """Return what is told of a row whose engine may have failed."""
+    if row.failures == row.images:
+        return "failed*"
+    return f"{text}*" if row.failures else text
+
+
+def error_cell(row: Row | PrecisionRow) -> str:
     """Return RMS error and spread of a row, in the papers' digits."""
     return f"{_short(row.rms)}/{_short(row.rms_std)}"
 
@@ -201,7 +233,7 @@ def _precision(evaluation: Evaluation) -> str:
     rows = [row for result in evaluation.results for row in result.precision]
     by_engine: dict[str, dict[int, str]] = {}
     for row in rows:
-        by_engine.setdefault(row.engine, {})[row.bits] = f"{_short(row.rms)}/{_short(row.rms_std)}"
+        by_engine.setdefault(row.engine, {})[row.bits] = _marked(row, error_cell(row))
     lines = [[engine, *(texts[bits] for bits in (8, 16, 32))] for engine, texts in by_engine.items()]
     label = next(result.label for result in evaluation.results if result.precision)
     return (

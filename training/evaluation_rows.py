@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from lowdose.training.baselines import Bits
     from lowdose.training.evaluation_images import ImageSet
     from lowdose.training.evaluation_scan import Scan
-    from lowdose.training.sources import ImageFile
 
 NOMINAL_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Of pixels that should lie within the interval of a reliability plot."""
@@ -54,19 +53,19 @@ class Row:
     ratio_to_linear : float or None
         rms over that of linear infill; None where that makes no error.
     interval90, interval50 : float or None
-        Share of pixels that the engine's uncertainty covers, of its own target alone.
+        Share of pixels that the engine's uncertainty covers, of its own target and the pictures it completed alone.
     ratio_by_source : float or None
         The pictures' ratios of RMS errors, averaged over the pictures of a source and then over sources.
     worst_ratio : float or None
         Of a single picture, `worst_image`.
     worst_image : str
-        Name of its file.
-    uncertainty_kind : str
-        What the engine calls its uncertainty.
+        Name of its file, from the folder on that was given.
+    uncertainty_kind : str or None
+        What the engine calls its uncertainty; None where it completed no picture.
     crop_px : int
         Edge of the pictures [pixel].
     failures : int
-        Pictures on which the engine failed, and which linear infill completed instead.
+        Pictures on which the engine failed, and which linear infill completed instead: their errors are its.
     """
 
     images: int
@@ -83,14 +82,14 @@ class Row:
     ratio_by_source: float | None
     worst_ratio: float | None
     worst_image: str
-    uncertainty_kind: UncertaintyKind
+    uncertainty_kind: UncertaintyKind | None
     crop_px: int
     failures: int
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionRow:
-    """How an engine did with measured values of so many bits, against the blurred target; errors as in `Row`."""
+    """How an engine did with measured values of so many bits, against the blurred target; the rest as in `Row`."""
 
     images: int
     engine: str
@@ -100,6 +99,7 @@ class PrecisionRow:
     target: Target
     rms: float
     rms_std: float
+    failures: int
 
 
 @dataclass
@@ -114,11 +114,14 @@ class Tally:
         Sum of the squared errors of every pixel.
     shares : list of (multiples,) float64 ndarray
         Of the pixels of every picture, within `MULTIPLES` of the uncertainty.
+    failures : int
+        Pictures that linear infill completed instead.
     """
 
     mse: dict[Target, list[float]] = field(default_factory=dict)
     squared: dict[Target, NDArray[np.float64]] = field(default_factory=dict)
     shares: list[NDArray[np.float64]] = field(default_factory=list)
+    failures: int = 0
 
     def add(
         self,
@@ -143,17 +146,12 @@ class Tally:
         self.shares.append(shares_within(image, truth, deviation, MULTIPLES))
 
 
-def rows_of(
-    images: ImageSet,
-    scan: Scan,
-    tallies: Mapping[str, Tally],
-    infos: Mapping[str, EngineInfo],
-    failures: Mapping[str, int],
-) -> list[Row]:
-    """Return the rows of all methods, one of which is linear infill; only engines have infos and can fail."""
+def rows_of(images: ImageSet, scan: Scan, tallies: Mapping[str, Tally], infos: Mapping[str, EngineInfo]) -> list[Row]:
+    """Return the rows of all methods, one of which is linear infill; only engines have infos."""
     rows = []
     for name, tally in tallies.items():
         info = infos.get(name)
+        kind = info.uncertainty_kind if info else "none"
         for target, mse in tally.mse.items():
             own = np.mean(tally.shares, axis=0) if info and tally.shares and info.target == target else None
             rows.append(
@@ -166,21 +164,21 @@ def rows_of(
                     target=target,
                     rms=root_mean(mse),
                     rms_std=root_std(mse),
-                    **_ratios(mse, tallies["linear"].mse[target], images.files),
+                    **_ratios(mse, tallies["linear"].mse[target], images),
                     interval50=None if own is None else float(own[0]),
                     interval90=None if own is None else float(own[1]),
-                    uncertainty_kind=info.uncertainty_kind if info else "none",
+                    uncertainty_kind=kind if tally.failures < len(mse) else None,
                     crop_px=images.crop_px,
-                    failures=failures.get(name, 0),
+                    failures=tally.failures,
                 )
             )
     return rows
 
 
-def _ratios(mse: Sequence[float], linear: Sequence[float], files: Sequence[ImageFile]) -> dict[str, Any]:
+def _ratios(mse: Sequence[float], linear: Sequence[float], images: ImageSet) -> dict[str, Any]:
     """Return the RMS error over that of linear infill: of all pictures, with equal weight per source, the worst."""
     total = root_mean(linear)
-    single = {file: float(np.sqrt(m / n)) for m, n, file in zip(mse, linear, files, strict=True) if n > 0}
+    single = {file: float(np.sqrt(m / n)) for m, n, file in zip(mse, linear, images.files, strict=True) if n > 0}
     by_source: dict[str, list[float]] = {}
     for file, ratio in single.items():
         by_source.setdefault(file.source, []).append(ratio)
@@ -189,7 +187,7 @@ def _ratios(mse: Sequence[float], linear: Sequence[float], files: Sequence[Image
         "ratio_to_linear": root_mean(mse) / total if total > 0 else None,
         "ratio_by_source": float(np.mean([np.mean(ratios) for ratios in by_source.values()])) if single else None,
         "worst_ratio": None if worst is None else single[worst],
-        "worst_image": "" if worst is None else worst.path.name,
+        "worst_image": "" if worst is None else images.name_of(worst),
     }
 
 
@@ -205,4 +203,5 @@ def precision_row(scan: Scan, engine: str, bits: Bits, tally: Tally) -> Precisio
         target="blurred_5x5",
         rms=root_mean(mse),
         rms_std=root_std(mse),
+        failures=tally.failures,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from lowdose.reconstruction.engines.classical_engine import LinearEngine
 from lowdose.training.data_store import DataError
 from lowdose.training.evaluate import DEFAULT_PATTERNS, evaluate
 from lowdose.training.evaluation_figures import draw_figures
-from lowdose.training.evaluation_images import usable_images
-from lowdose.training.evaluation_report import Evaluation, to_json, to_markdown, write_report
+from lowdose.training.evaluation_images import usable_images, why_left_out
+from lowdose.training.evaluation_report import Evaluation, cells, to_json, to_markdown, write_report
 from lowdose.training.evaluation_scan import Completer, laid_out
 from lowdose.training.sources import ImageFile
 
@@ -41,6 +42,18 @@ class Certain(LinearEngine):
 class Broken(LinearEngine):
     def run(self, inputs):
         raise RuntimeError("out of order")
+
+
+class Faltering(Certain):
+    """Fails on the very first picture."""
+
+    calls = 0
+
+    def run(self, inputs):
+        self.calls += 1
+        if self.calls == 1:
+            raise RuntimeError("out of order")
+        return super().run(inputs)
 
 
 def smooth(seed, edge=EDGE):
@@ -139,15 +152,51 @@ def test_engine_without_uncertainty_has_no_interval(images):
 def test_a_failing_engine_is_completed_by_linear_infill_and_counted(images, caplog):
     (result,) = evaluate(images, [LATTICE], {"broken": Broken()})
     rows = rows_by([result])
-    assert rows["broken", "lattice"].failures > 0
+    assert rows["broken", "lattice"].failures == 3  # fewer bits, on which it fails, too, are not counted again
     assert rows["broken", "lattice"].rms == rows["linear", "lattice"].rms
     assert rows["linear", "lattice"].failures == 0
     assert "out of order" in caplog.text
 
 
+def test_an_engine_that_completed_nothing_has_no_uncertainty_and_no_curves(images):
+    (result,) = evaluate(images, [LATTICE], {"broken": Broken()})
+    row = rows_by([result])["broken", "lattice"]
+    assert (row.uncertainty_kind, row.interval90, row.interval50) == (None, None, None)
+    assert set(result.errors) == {"nearest", "linear"}
+    assert all("broken failed" in pictures.images for pictures in result.shown)
+
+
+def test_uncertainty_is_that_of_the_pictures_an_engine_completed(images):
+    (result,) = evaluate(images, [{"name": "spiral", "coverage": "1/8"}], {"wide": Faltering(100.0)})
+    row = rows_by([result])["wide", "spiral"]
+    assert row.failures == 1
+    assert (row.uncertainty_kind, row.interval90) == ("calibrated", 1)
+
+
+def test_tables_mark_failed_pictures_and_the_report_says_how_many(images):
+    evaluation = evaluation_of(images, {"broken": Broken(), "wide": Faltering(100.0)}, [SPIRAL])
+    table = dict(cells(evaluation, "sharp", lambda row: "1"))
+    assert (table["linear"], table["broken"], table["wide"]) == ("1", "failed*", "1*")
+    text = to_markdown(evaluation, {})
+    assert "- \\* broken failed on 3 of 3 pictures: those are linear infill" in text
+    assert "- \\* wide failed on 1 of 3 pictures: those are linear infill" in text
+    assert "| broken | failed* |" in text
+
+
+def test_figures_are_drawn_whatever_failed(images, tmp_path):
+    evaluation = evaluation_of(images, {"broken": Broken(), "wide": Faltering(100.0)}, [SPIRAL])
+    assert "pictures-spiral-8.png" in draw_figures(evaluation, tmp_path)
+
+
 def test_engine_that_enlarges_is_refused(images):
     with pytest.raises(ValueError, match="enlarges 4 times"):
         next(evaluate(images, [LATTICE], {"large": Certain(1.0, scale=4)}))
+
+
+@pytest.mark.parametrize("name", ["biharmonic", "area_published"])
+def test_engine_with_the_name_of_a_baseline_is_refused(images, name):
+    with pytest.raises(ValueError, match="name of a baseline"):
+        next(evaluate(images, [LATTICE], {name: Broken()}))
 
 
 def test_fewer_bits_hardly_change_the_error(images):
@@ -182,17 +231,48 @@ def test_images_that_cannot_be_used_are_counted(tmp_path, files):
     (tmp_path / "torn.tif").write_bytes(b"II*\0")
     files += [
         stored(tmp_path, "small.tif", smooth(7, edge=40)),
+        stored(tmp_path, "tiny.tif", smooth(7, edge=10)),  # which the reader itself refuses
+        stored(tmp_path, "colour.tif", np.zeros((EDGE, EDGE, 3), np.uint8)),
         stored(tmp_path, "blank.tif", np.ones((EDGE, EDGE), np.float32)),
         ImageFile(tmp_path / "torn.tif", "c"),
     ]
     images = usable_images(files, EDGE)
     assert len(images.files) == 3
-    assert images.skipped == {"smaller": 1, "unreadable": 1, "blank": 1}
+    assert images.skipped == {"smaller": 2, "unreadable": 2, "blank": 1}
+    evaluation = evaluation_of(images, patterns=[SPIRAL])
+    told = {Path(entry["file"]).name: entry for entry in json.loads(to_json(evaluation))["skipped_files"]}
+    assert told["colour.tif"]["reason"] == "unreadable"
+    assert "colour image" in told["colour.tif"]["why"]
+    text = to_markdown(evaluation, {})
+    assert all(f"- {entry['why']}" in text for entry in told.values())
+
+
+def test_of_many_images_left_out_the_first_are_told(tmp_path, files):
+    small = [stored(tmp_path, f"small-{n}.tif", smooth(n, edge=40)) for n in range(8)]
+    told = why_left_out(usable_images([*files, *small], EDGE))
+    assert "small-0.tif has 40 x 40 pixels, fewer than the crop of 48" in told[0]
+    assert told[-1] == "and 3 more"
 
 
 def test_no_usable_image_is_an_error_that_says_why(files):
-    with pytest.raises(DataError, match="3 are smaller than 64 px"):
+    with pytest.raises(DataError, match=r"3 are smaller than 64 px.*smaller crop\n.*one.tif has 48 x 48 pixels"):
         usable_images(files, 64)
+
+
+def test_a_smaller_crop_is_no_remedy_for_colour(tmp_path):
+    with pytest.raises(DataError, match="colour image") as caught:
+        usable_images([stored(tmp_path, "colour.tif", np.zeros((EDGE, EDGE, 3), np.uint8))], EDGE)
+    assert "smaller crop" not in str(caught.value)
+
+
+def test_worst_image_is_named_from_the_common_folder_on(tmp_path):
+    files = []
+    for n, source in enumerate("ab"):
+        (tmp_path / source).mkdir()
+        files.append(stored(tmp_path / source, "same.tif", smooth(n), source))
+    (result,) = evaluate(usable_images(files, EDGE), [SPIRAL], {})
+    single = np.divide(*(result.errors[name].rmse["sharp"] for name in ("nearest", "linear")))
+    assert rows_by([result])["nearest", "spiral"].worst_image == f"{'ab'[int(single.argmax())]}/same.tif"
 
 
 def test_limit_takes_from_every_source_by_turns(files):
@@ -234,7 +314,7 @@ def test_every_figure_is_written_and_linked(images, tmp_path):
     evaluation = evaluation_of(images, {"certain": Certain(0.3)}, [SPIRAL])
     out = tmp_path / "report"
     out.mkdir()
-    write_report(evaluation, out, draw_figures(evaluation, out))
+    write_report(evaluation, out, draw_figures)
     written = {path.name for path in out.iterdir()}
     assert {"report.md", "evaluation.json", "histograms.png", "reliability.png", "error-map-spiral-8.png"} <= written
     text = (out / "report.md").read_text(encoding="utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ import tifffile
 
 from lowdose.config.errors import ConfigError
 from lowdose.config.evaluate import chosen_patterns, deconvolved, listed_images, make_engines, run_evaluation
+from lowdose.reconstruction.engines.classical_engine import LinearEngine
 from lowdose.training.data_store import DataError
 from tests.reconstruction.engine_files import write_smoothing
+
+DISK_FULL = Path("/dev/full")
 
 OPTIONS = {
     "engines": None,
@@ -27,6 +32,23 @@ OPTIONS = {
     "out": None,
     "json_file": None,
 }
+
+
+class OutOfOrder(LinearEngine):
+    def run(self, inputs):
+        raise RuntimeError("out of order")
+
+
+class Enlarging(LinearEngine):
+    def __init__(self):
+        super().__init__()
+        self.info = replace(self.info, scale=2)
+
+
+class Denoising(LinearEngine):
+    def __init__(self):
+        super().__init__()
+        self.info = replace(self.info, task="denoise")
 
 
 @pytest.fixture
@@ -127,6 +149,70 @@ def test_engines_are_called_by_their_name():
     assert make_engines(None) == {}
 
 
+def test_file_with_the_name_of_another_method_is_called_by_its_path(tmp_path):
+    (tmp_path / "more").mkdir()
+    names = ["spiral", "more/spiral", "linear", "area_published", "area published", "biharmonic", "spiral deconvolved"]
+    paths = [str(write_smoothing(tmp_path, name=f"{name}.onnx").path) for name in names]
+    assert list(make_engines(",".join(["linear", *paths]))) == ["linear", "spiral", *paths[1:]]
+
+
+def test_file_with_the_name_of_a_baseline_has_rows_of_its_own(folder, tmp_path, capsys):
+    json_file = tmp_path / "figures.json"
+    file = write_smoothing(tmp_path, name="linear.onnx")
+    run_evaluation([folder], **{**OPTIONS, "engines": f"linear,{file.path}", "json_file": json_file})
+    rows = {row["engine"]: row for row in json.loads(json_file.read_text())["rows"]}
+    assert rows["linear"]["ratio_to_linear"] == 1
+    assert rows[str(file.path)]["ratio_to_linear"] != 1
+
+
+@pytest.mark.parametrize(("name", "message"), [("Enlarging", "enlarges 2 times"), ("Denoising", "does denoise")])
+def test_engine_that_does_something_else_is_refused_before_an_image_is_read(tmp_path, name, message):
+    (tmp_path / "torn.tif").write_bytes(b"II*\0")
+    with pytest.raises(ValueError, match=message):
+        run_evaluation([tmp_path], **{**OPTIONS, "engines": f"{__name__}:{name}"})
+
+
+def test_what_failed_and_what_was_left_out_is_printed(folder, capsys):
+    tifffile.imwrite(folder / "colour.tif", np.zeros((40, 40, 3), np.uint8))
+    (folder / "manifest.csv").unlink()
+    run_evaluation([folder], **{**OPTIONS, "engines": f"{__name__}:OutOfOrder"})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"* {__name__}:OutOfOrder failed on 3 of 3 pictures: those are linear infill" in printed
+    assert "left out: 1 unreadable" in printed
+    assert "colour.tif is a colour image" in printed
+
+
+@pytest.mark.skipif(not DISK_FULL.exists(), reason="no /dev/full on this system")
+def test_write_that_fails_costs_neither_the_tables_nor_the_report(folder, tmp_path, capsys):
+    out = tmp_path / "report"
+    with pytest.raises(RuntimeError, match=r"cannot write /dev/full \(No space left.*choose another"):
+        run_evaluation([folder], **{**OPTIONS, "out": out, "json_file": DISK_FULL})
+    assert "bilinear published" in capsys.readouterr().out
+    assert (out / "report.md").exists()
+
+
+def test_figure_that_cannot_be_written_costs_no_numbers(folder, tmp_path, capsys):
+    out, json_file = tmp_path / "report", tmp_path / "figures.json"
+    (out / "histograms.png").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match=r"histograms\.png"):
+        run_evaluation([folder], **{**OPTIONS, "out": out, "json_file": json_file})
+    printed = capsys.readouterr().out
+    assert "bilinear published" in printed
+    assert "wrote" not in printed
+    assert json.loads(json_file.read_text()) == json.loads((out / "evaluation.json").read_text())
+
+
+def test_worst_image_is_named_from_the_folder_given_on(folder, tmp_path):
+    json_file = tmp_path / "figures.json"
+    (folder / "manifest.csv").unlink()
+    (folder / "deep").mkdir()
+    for name in "abc":
+        (folder / f"{name}.tif").rename(folder / "deep" / f"{name}.tif")
+    run_evaluation([folder], **{**OPTIONS, "json_file": json_file})
+    rows = json.loads(json_file.read_text())["rows"]
+    assert {row["worst_image"] for row in rows} <= {"deep/a.tif", "deep/b.tif", "deep/c.tif"}
+
+
 def test_real_micrographs_give_the_published_order_of_the_baselines(micrographs, tmp_path):
     json_file = tmp_path / "figures.json"
     paths = sorted((micrographs / "partial_stem_examples").glob("truth-*.tif"))
@@ -145,3 +231,10 @@ def test_deconvolution_asks_for_an_engine_of_blurred_pictures(tmp_path: Path) ->
     file = write_smoothing(tmp_path, target="blurred_5x5")
     made = deconvolved(make_engines(str(file.path)))
     assert [(name, engine.info.target) for name, engine in made.items()] == [("smoothing deconvolved", "sharp")]
+
+
+def test_deconvolution_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "lowdose.training.deconvolution", raising=False)
+    with pytest.raises(ConfigError, match=r'pip install "lowdose\[train\]"'):
+        deconvolved(make_engines("linear"))
