@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lowdose.config.cli_options import JsonFile, Overrides
+from lowdose.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECIPES = sorted(file.name.removesuffix(".yaml") for file in (files("lowdose.training") / "recipes").iterdir())
+NEEDS = "Needs torch: install the package with its extra `train`."
 
 engines_app = typer.Typer()
 
 
-@engines_app.command("train")
+@contextmanager
+def _extra_train() -> Iterator[None]:
+    """Say what to install where a library of the extra `train` is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "lowdose"):
+            raise
+        raise ConfigError(f'{missing} is needed to train: pip install "lowdose[train]"') from None
+
+
+@engines_app.command("train", epilog=NEEDS)
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help=f"Path of a YAML file, or one of {', '.join(RECIPES)}.")],
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A minute's run of a small network on made-up pictures.")
     ] = False,
@@ -26,21 +47,23 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that make examples; 0 = none beside this one.")] = 0,
 ) -> None:
     """Train a network by a recipe; what comes out is a run folder with checkpoints."""
-    from lowdose.training.commands import run_train
+    with _extra_train():
+        from lowdose.training.commands import run_train
 
-    sys.exit(run_train(recipe, overrides or [], smoke=smoke, steps=steps, out=out, resume=resume, workers=workers))
+        sys.exit(run_train(recipe, overrides or [], smoke=smoke, steps=steps, out=out, resume=resume, workers=workers))
 
 
-@engines_app.command("export")
+@engines_app.command("export", epilog=NEEDS)
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in it.")],
     out: Annotated[Path, typer.Option(help="Engine file to write, NAME.onnx; its card goes beside it.")],
     precision: Annotated[str, typer.Option(help="FP32, BF16 or FP16.")] = "FP16",
 ) -> None:
     """Make an engine file of a trained network."""
-    from lowdose.training.commands import run_export
+    with _extra_train():
+        from lowdose.training.commands import run_export
 
-    sys.exit(run_export(run, out, precision=precision))
+        sys.exit(run_export(run, out, precision=precision))
 
 
 @engines_app.command("evaluate")
@@ -92,10 +115,11 @@ def evaluate(
 def compile_engine(
     file: Annotated[Path, typer.Argument(help="Engine file (NAME.onnx).")],
     runtime: Annotated[str, typer.Option(help="What is to run it.")] = "auto",
-    precision: Annotated[str, typer.Option(help="FP32, BF16 or FP16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, FP32, BF16 or FP16.")] = "auto",
     size: Annotated[int, typer.Option(min=32, help="Edge of the pictures, in pixels.")] = 512,
 ) -> None:
     """Prepare an engine file for this machine, so that a session starts at once, and time it."""
     from lowdose.config.compile import compile_engine
 
-    sys.exit(compile_engine(file, runtime=runtime, precision=precision, size=size))
+    spelled = "auto" if precision.lower() == "auto" else precision.upper()
+    sys.exit(compile_engine(file, runtime=runtime, precision=spelled, size=size))

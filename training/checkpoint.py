@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ FREE_TO_CHANGE = {
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, read or used: what was got, what was expected, what to do."""
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or not one of this run: what was got, what was expected, what to do."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -62,7 +63,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    CheckpointError
+    OSError
         If it cannot be written; what was there before still is.
     """
     temporary = None
@@ -77,7 +78,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
         last = latest_checkpoint(path.parent) if path.parent.is_dir() else None
         kept = f"the last good checkpoint is {last}" if last else "there is no earlier one"
-        raise CheckpointError(
+        raise OSError(
             f"cannot write checkpoint {path}: {_first_line(error)}; {kept}. Free some space and go on with --resume"
         ) from error
     finally:
@@ -103,19 +104,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises
     ------
+    OSError
+        If the file cannot be read.
     CheckpointError
-        If the file is missing, damaged, none of ours, or of a newer version.
+        If it is damaged, none of ours, or of a newer version.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        raise CheckpointError(
-            f"cannot read checkpoint {path}: {_first_line(error)}. Expected one that `lowdose train` wrote; "
-            "delete it to go on from the one before"
-        ) from None
+    except OSError as error:
+        raise OSError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
+    except Exception:  # a damaged file may raise anything, and torch's own advice would be to trust it
+        archive = zipfile.is_zipfile(path)
+        got = "holds more than tensors and plain values" if archive else "is of another format, or cut short"
+        raise _refused(path, got) from None
     version = content.get("format") if isinstance(content, dict) else None
     if not isinstance(version, int):
-        raise CheckpointError(f"{path} is no checkpoint of `lowdose train`")
+        raise _refused(path, "holds tensors or values of something else")
     if version > FORMAT:
         raise CheckpointError(
             f"checkpoint {path} has format {version}, written by lowdose {_writer(content)}; "
@@ -123,7 +127,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     missing = [key for key in KEYS if key not in content]
     if missing:
-        raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}: it is none of `lowdose train`")
+        raise _refused(path, f"lacks {', '.join(missing)}")
     return dict(content)
 
 
@@ -143,6 +147,14 @@ def require_same_recipe(content: Mapping[str, Any], settings: RecipeSettings, pa
             f"checkpoint {path} was trained with other settings: {changes}. "
             "Resume with the same ones, or choose another --out"
         )
+
+
+def _refused(path: Path, got: str) -> CheckpointError:
+    """Return the error that a file is no checkpoint, with what to do."""
+    remedy = "to go on from the one before, move this one out of its folder" if step_of(path) else "choose another file"
+    return CheckpointError(
+        f"{path} {got}: expected a checkpoint that `lowdose train` wrote (checkpoints/step_NUMBER.pt); {remedy}"
+    )
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -8,13 +8,14 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -28,6 +29,10 @@ KEPT_OPEN = 256
 
 class DataError(ValueError):
     """Training data that cannot be used: what was got, what was expected, what to do."""
+
+
+class StoreError(RuntimeError):
+    """The folder cannot be written: which, why, what to do (no OSError, which a file that cannot be read raises)."""
 
 
 class Store:
@@ -68,6 +73,8 @@ class Store:
         Raises
         ------
         DataError
+            If they are too many, or do not come back.
+        StoreError
             If they cannot be written.
         """
         if name in self._open:
@@ -92,18 +99,30 @@ class Store:
             self._temporary.cleanup()
 
     def _write(self, entry: Path, make: Callable[[], Iterable[tuple[str, NDArray[Any]]]]) -> None:
-        part = Path(tempfile.mkdtemp(prefix="part-", dir=self._folder))
+        with self._telling():
+            part = Path(tempfile.mkdtemp(prefix="part-", dir=self._folder))
         try:
             for name, array in make():
                 self._require_room(array.nbytes)
-                np.save(part / f"{name}.npy", array, allow_pickle=False)
+                with self._telling():
+                    np.save(part / f"{name}.npy", array, allow_pickle=False)
             shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-            os.replace(part, entry)
-        except OSError as error:
-            if not entry.is_dir():  # else another process was faster with the same
-                raise DataError(f"cache folder {self._folder} cannot be written ({error.strerror})") from error
+            with self._telling(unless=entry.is_dir):  # another process was faster with the same
+                os.replace(part, entry)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    @contextmanager
+    def _telling(self, *, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Say what to do where something cannot be written, unless that does not matter."""
+        try:
+            yield
+        except OSError as error:
+            if not unless():
+                raise StoreError(
+                    f"cannot write decoded images and masks into {self._folder}: {error.strerror or 'no room left'}. "
+                    "Free some space there, or set data.cache to another folder"
+                ) from error
 
     def _require_room(self, n_bytes: int) -> None:
         self._written += n_bytes

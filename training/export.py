@@ -63,6 +63,8 @@ def export_engine(network: nn.Module, path: Path, draft: Card, *, precision: Pre
     ------
     ExportError
         If the file does something else than the network, or the size multiple of the draft is wrong.
+    OSError
+        If it cannot be written.
     """
     network = copy.deepcopy(network).cpu().float().eval()
     folded: nn.Module = network.folded() if isinstance(network, Foldable) else network
@@ -80,7 +82,12 @@ def export_engine(network: nn.Module, path: Path, draft: Card, *, precision: Pre
         outputs=n_outputs,
         gmac_512=round(gmac(folded, _example(draft, edge, seed=0)) * (512 / edge) ** 2, 4),
     )
-    return write_engine_file(path, onnx_bytes, card)
+    try:
+        return write_engine_file(path, onnx_bytes, card)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}. Free some space, or choose another folder"
+        ) from error
 
 
 class _WithBorders(torch.nn.Module):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from lowdose.reconstruction.engine import EngineInfo, Precision, Rule
-from lowdose.reconstruction.engine_file import Card, EngineFile, ModelSpec
+from lowdose.reconstruction.engine_file import Card, EngineFile, ModelSpec, card_path
 from lowdose.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from lowdose.training.export import ExportError, export_engine
 from lowdose.training.learner import make_network
@@ -40,12 +42,13 @@ def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> Eng
     Raises
     ------
     CheckpointError
-        If there is no checkpoint, or it cannot be read.
+        If there is no checkpoint, or it cannot be used.
     ExportError
-        If no engine can be what was trained.
+        If no engine can be what was trained, or none can lie there.
+    OSError
+        If something cannot be read or written.
     """
-    if out.suffix != ".onnx":
-        raise ExportError(f"an engine file is called NAME.onnx, got {out}")
+    _require_place(out)
     path = _checkpoint_of(source)
     content = load_checkpoint(path)
     settings = validated(RecipeSettings, content["recipe"], f"checkpoint {path}")
@@ -53,14 +56,34 @@ def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> Eng
     return export_engine(network, out, _card(settings, content, network, options), precision=precision)
 
 
+def _require_place(out: Path) -> None:
+    """Raise ExportError unless an engine file and its card can lie there; only an earlier card is replaced."""
+    if out.suffix != ".onnx" or out.is_dir():
+        raise ExportError(f"an engine file is called NAME.onnx, got {out}{' (a folder)' if out.is_dir() else ''}")
+    if not out.parent.is_dir():
+        raise ExportError(f"there is no folder {out.parent} to write {out.name} into: make it, or choose another --out")
+    card = card_path(out)
+    if card.exists() and not _is_card(card):
+        raise ExportError(
+            f"{card} holds something else, and {out.name} needs that name for its card: choose another --out"
+        )
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        TypeAdapter(Card).validate_json(path.read_bytes())
+    except (ValidationError, OSError):
+        return False
+    return True
+
+
 def _checkpoint_of(source: Path) -> Path:
     if source.is_file():
         return source
     path = latest_checkpoint(source / "checkpoints") or latest_checkpoint(source)
     if path is None:
-        raise CheckpointError(
-            f"{source} holds no checkpoint: expected a run folder of `lowdose train`, or a checkpoint"
-        )
+        got = f"{source} holds no checkpoint" if source.is_dir() else f"there is no folder or file {source}"
+        raise CheckpointError(f"{got}: expected a run folder of `lowdose train`, or a checkpoint in one")
     return path
 
 

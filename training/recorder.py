@@ -124,7 +124,7 @@ class FirstRecorder(Recorder):
         }
         self._noted: dict[str, list[Tensor]] = {}
         self._network: nn.Module = learner.network if average is None else copy.deepcopy(learner.network)
-        self._logged, self._validated, self._saved = 0, -1, -1
+        self._logged, self._saved = 0, -1
 
     @contextmanager
     def opened(self, past: Past) -> Iterator[None]:
@@ -155,7 +155,6 @@ class FirstRecorder(Recorder):
 
     def validate(self, step: int) -> None:
         """Score the network on the validation set."""
-        self._validated = step
         if self._validation is None:
             return
         began_s = time.perf_counter()
@@ -187,11 +186,9 @@ class FirstRecorder(Recorder):
         """Do for the last step what was not done yet, and draw the curve."""
         if self._noted:
             self.log(step)
-        if step == self._settings.steps and self._validated != step:
-            self.validate(step)
         if self._saved != step:
             self.save(step)
-        self._folder.draw_curve()
+        self._folder.draw_curve(step)
 
     def _content(self, step: int) -> dict[str, Any]:
         trained_s = time.perf_counter() - self._began_s

@@ -33,6 +33,13 @@ class RunFolder:
         Written as settings.yaml, with nothing left to defaults.
     resume_at : int
         Steps done before; rows of later ones are dropped.
+
+    Raises
+    ------
+    RecipeError
+        If there can be no such folder.
+    OSError
+        If it cannot be written to, here and in all that follows.
     """
 
     def __init__(self, path: Path, settings: RecipeSettings, *, resume_at: int = 0) -> None:
@@ -41,13 +48,17 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.about = {"revision": revision(), "seed": settings.seed, "versions": versions()}
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        delete_unfinished(self.checkpoints)
-        (path / SETTINGS).write_text(dump_recipe(settings), encoding="utf-8")
-        (path / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
-        _drop_rows_after(path / METRICS, resume_at)
-        self._metrics = (path / METRICS).open("ab", buffering=0)  # nothing is left to write when it is closed
-        self._events = SummaryWriter(str(path / "tensorboard"), purge_step=resume_at or None)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"run folder {path} cannot be made ({error.strerror}): choose another --out") from None
+        with self._telling(resume_at):
+            delete_unfinished(self.checkpoints)
+            (path / SETTINGS).write_text(dump_recipe(settings), encoding="utf-8")
+            (path / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+            _drop_rows_after(path / METRICS, resume_at)
+            self._metrics = (path / METRICS).open("ab", buffering=0)  # nothing is left to write when it is closed
+            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=resume_at or None)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -73,8 +84,8 @@ class RunFolder:
                     if isinstance(value, float):
                         self._events.add_scalar(f"validation/{score.pattern}/{name}", value, step)
 
-    def draw_curve(self) -> Path:
-        """Draw losses and validation over the steps of the whole run, and return the picture."""
+    def draw_curve(self, step: int) -> None:
+        """Draw losses and validation over the steps of the whole run."""
         from matplotlib.figure import Figure
 
         rows = read_metrics(self.path)
@@ -93,8 +104,8 @@ class RunFolder:
         for axes in (above, below):
             if axes.lines:
                 axes.legend(fontsize="small")
-        figure.savefig(self.path / CURVE, dpi=120)
-        return self.path / CURVE
+        with self._telling(step):
+            figure.savefig(self.path / CURVE, dpi=120)
 
     def _write(self, step: int, row: dict[str, Any]) -> None:
         unwritten = json.dumps({"step": step, **row}).encode() + b"\n"
@@ -108,8 +119,8 @@ class RunFolder:
             yield
         except OSError as error:
             raise OSError(
-                f"cannot write below {self.path} at step {step}: {error.strerror}. Checkpoints written before are "
-                "whole: free some space and go on with --resume"
+                f"cannot write below {self.path} at step {step}: {error.strerror or error}. Checkpoints written before "
+                "are whole: free some space and go on with --resume"
             ) from error
 
 

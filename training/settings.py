@@ -386,8 +386,10 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
         if recipe in recipe_names():
             return f"recipe {recipe}", _parsed((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {recipe}: {error}. Expected a YAML file or one of {recipe_names()}") from None
-    raise RecipeError(f"no recipe or file '{recipe}': {nearest_name(recipe, recipe_names())}")
+        reason, known = getattr(error, "strerror", None) or error, ", ".join(recipe_names())
+        raise RecipeError(f"cannot read {recipe}: {reason}. Expected a YAML file or one of {known}") from None
+    known = nearest_name(recipe, recipe_names())
+    raise RecipeError(f"there is no recipe or file '{recipe}'. {known[0].upper()}{known[1:]}")
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def train(
     TrainingError
         If a loss is not finite.
     CheckpointError
-        If a checkpoint cannot be written, read or used.
+        If the newest checkpoint is damaged or of other settings.
+    OSError, StoreError
+        If something cannot be read or written.
     """
     device = device_named(settings.device)
     with ExitStack() as stack:
@@ -125,7 +127,7 @@ def train(
             done += 1
             if done % settings.log_every == 0:
                 recorder.log(done)
-            if done % settings.validate_every == 0:
+            if done % settings.validate_every == 0 or done == settings.steps:
                 recorder.validate(done)
             if done % settings.checkpoint_every == 0:
                 recorder.save(done)

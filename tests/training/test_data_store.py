@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lowdose.training import data_store
-from lowdose.training.data_store import DataError, Store, entry_name
+from lowdose.training.data_store import DataError, Store, StoreError, entry_name
+from tests.training.test_checkpoint import files_no_larger_than
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,33 @@ def test_a_copy_in_another_process_does_not_own_the_folder() -> None:
     copy.close()
     assert store._folder.is_dir()
     store.close()
+
+
+def test_a_full_disk_is_told_with_the_folder_and_what_to_do(tmp_path: Path) -> None:
+    def large() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield "a", np.zeros(100_000, np.uint8)
+
+    with files_no_larger_than(50_000), pytest.raises(StoreError) as told:
+        Store(tmp_path).get(KEY, large)
+    assert f"into {tmp_path}: no room left. Free some space there, or set data.cache" in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def unreadable() -> Iterator[tuple[str, NDArray[Any]]]:
+        raise PermissionError("image.tif")
+        yield
+
+    with pytest.raises(PermissionError, match=r"image\.tif"):
+        Store(tmp_path).get(KEY, unreadable)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_gone_meanwhile_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache")
+    (tmp_path / "cache").rmdir()
+    with pytest.raises(StoreError, match="cache: No such file or directory"):
+        store.get(KEY, two)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lowdose.training.learner import make_network
 from lowdose.training.settings import RecipeSettings, validated
 from lowdose.training.train import train
 from tests.training.runs import recipe
+from tests.training.test_checkpoint import files_no_larger_than
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,8 +144,42 @@ def test_second_output_that_no_loss_trained_is_worth_nothing(tmp_path):
 def test_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint: expected a run folder"):
         export_run(tmp_path, tmp_path / "engine.onnx")
+    with pytest.raises(CheckpointError, match=r"there is no folder or file .*none: expected a run folder"):
+        export_run(tmp_path / "none", tmp_path / "engine.onnx")
 
 
-def test_engine_file_is_called_onnx(tmp_path):
-    with pytest.raises(ExportError, match=r"an engine file is called NAME\.onnx"):
-        export_run(tmp_path, tmp_path / "engine.pt")
+def test_engine_file_is_not_exported_again(tmp_path):
+    (tmp_path / "engine.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    with pytest.raises(
+        CheckpointError, match=r"engine\.onnx is of another format, or cut short: expected a checkpoint"
+    ):
+        export_run(tmp_path / "engine.onnx", tmp_path / "again.onnx")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("engine.pt", r"an engine file is called NAME\.onnx, got .*engine\.pt$"),
+        ("folder.onnx", r"called NAME\.onnx, got .*folder\.onnx \(a folder\)"),
+        ("nodir/engine.onnx", r"there is no folder .*nodir to write engine\.onnx into: make it"),
+        ("run.onnx", r"run\.json holds something else, and run\.onnx needs that name for its card: choose another"),
+    ],
+)
+def test_place_where_no_engine_file_can_lie_is_refused_before_anything_is_read(out, message, tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "run.json").write_text('{"seed": 0}')
+    with pytest.raises(ExportError, match=message):
+        export_run(tmp_path / "none", tmp_path / out)
+    assert (tmp_path / "run.json").read_text() == '{"seed": 0}'
+    assert not (tmp_path / "run.onnx").exists()
+
+
+def test_earlier_engine_file_may_be_replaced_and_is_left_by_a_full_disk(tmp_path):
+    run = trained(tmp_path, "completion")
+    first = export_run(run, tmp_path / "engine.onnx", precision="FP32")
+    with (
+        files_no_larger_than(1000),
+        pytest.raises(OSError, match=r"cannot write .*engine\.onnx: File too large\. Free some space"),
+    ):
+        export_run(run, tmp_path / "engine.onnx", precision="FP16")
+    assert read_engine_file(first.path) == first

@@ -165,8 +165,12 @@ def test_adversarial_steps_come_in_two_halves():
 
 
 def test_unknown_recipe_gets_the_nearest_name():
-    with pytest.raises(RecipeError, match="did you mean 'dlss_unified'"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe or file 'dlss_unifed'\. Did you mean 'dlss_unified'\? Known: dlss"
+    ):
         read_recipe("dlss_unifed")
+    with pytest.raises(RecipeError, match=r"there is no recipe or file 'xyz'\. Known: dlss_individual, "):
+        read_recipe("xyz")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,9 @@ def test_file_that_is_no_recipe_is_refused(text, message, tmp_path):
 
 
 def test_missing_file_is_refused_with_what_there_is():
-    with pytest.raises(RecipeError, match=r"cannot read nowhere.yaml.*dlss_unified"):
+    with pytest.raises(
+        RecipeError, match=r"read nowhere\.yaml: No such file or directory\. Expected .*, dlss_unified, "
+    ):
         read_recipe("nowhere.yaml")
 
 

@@ -15,7 +15,6 @@ import torch
 
 from lowdose.training import recorder
 from lowdose.training.checkpoint import (
-    CheckpointError,
     checkpoint_name,
     checkpoints_in,
     latest_checkpoint,
@@ -145,9 +144,16 @@ def test_metrics_of_steps_done_again_stand_there_once(tmp_path):
 def test_a_finished_run_resumed_changes_nothing(tmp_path):
     settings = recipe(tmp_path, "completion")
     train(settings, tmp_path / "run")
-    before = last_state(tmp_path / "run")
-    assert train(settings, tmp_path / "run", resume=True).step == 6
+    before, rows = last_state(tmp_path / "run"), read_metrics(tmp_path / "run")
+    for _ in range(2):
+        assert train(settings, tmp_path / "run", resume=True).step == 6
     assert differences(before, last_state(tmp_path / "run")) == []
+    assert read_metrics(tmp_path / "run") == rows
+
+
+def test_last_checkpoint_holds_the_scores_of_the_last_step(tmp_path):
+    outcome = train(recipe(tmp_path, "completion", "validate_every=4", "checkpoint_every=2"), tmp_path / "run")
+    assert last_state(tmp_path / "run")["validation"] == [score.row() for score in outcome.scores]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -233,7 +239,7 @@ def test_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     size = (tmp_path / "run" / "checkpoints" / checkpoint_name(2)).stat().st_size
     with (
         files_no_larger_than(size // 2),
-        pytest.raises(CheckpointError, match=f"last good checkpoint is .*{checkpoint_name(2)}"),
+        pytest.raises(OSError, match=f"last good checkpoint is .*{checkpoint_name(2)}"),
     ):
         train(settings, tmp_path / "run", resume=True)
     assert last_state(tmp_path / "run")["step"] == 2
@@ -252,10 +258,31 @@ def test_disk_too_full_for_metrics_is_told_with_what_to_do(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [0]
 
 
-def test_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path):
-    train(recipe(tmp_path, "completion"), tmp_path / "run", until=1)
-    with pytest.raises(CheckpointError, match="batch was 4, is 2"):
-        train(recipe(tmp_path, "completion", "batch=2"), tmp_path / "run", resume=True)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("batch=2", "batch was 4, is 2"),
+        ("seed=3", "seed was 0, is 3"),
+        ("steps=3", "steps was 6, is 3"),
+        ("name=other", "is of recipe 'small_completion', this is 'other'"),
+    ],
+)
+def test_checkpoint_of_other_settings_is_wrong_input(change, message, tmp_path):
+    train(recipe(tmp_path, "completion", "validation_examples=0"), tmp_path / "run", until=1)
+    with pytest.raises(ValueError, match=message):
+        train(recipe(tmp_path, "completion", "validation_examples=0", change), tmp_path / "run", resume=True)
+
+
+def test_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=r"run folder .*file/run cannot be made \(Not a directory\): choose another"):
+        train(recipe(tmp_path, "completion"), tmp_path / "file" / "run")
+
+
+def test_disk_too_full_for_the_run_folder_is_told(tmp_path):
+    settings = recipe(tmp_path, "completion")
+    with files_no_larger_than(100), pytest.raises(OSError, match=r"cannot write below .*run at step 0: File too large"):
+        RunFolder(tmp_path / "run", settings)
 
 
 def test_new_run_does_not_land_in_a_folder_that_holds_something(tmp_path):
