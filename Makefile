@@ -36,8 +36,10 @@ types: $(READY)
 floors: $(READY)
 	$(BIN)/lint-imports
 
+# Training in a process of its own: torch's worker processes and Qt's threads need not meet.
 fast: $(READY)
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu" --ignore tests/training $(ARGS)
+	$(PYTEST) -m "not slow and not gpu" tests/training
 
 # The wheel goes through the sdist, so that deleted files cannot leak in from build/.
 wheel: $(READY)
@@ -49,7 +51,8 @@ wheel: $(READY)
 test: lint types floors fast wheel
 
 test-all: lint types floors wheel
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --ignore tests/training $(ARGS)
+	$(PYTEST) tests/training
 
 clean:
 	rm -rf $(VENV) build dist
