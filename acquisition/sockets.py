@@ -56,14 +56,18 @@ class ControlRefusedError(RuntimeError):
 
 
 class _Socket:
-    """A configured socket that closes once."""
+    """A configured socket that closes once.
 
-    def __init__(self, kind: int, *, hwm: int) -> None:
+    No heartbeats where more may come in than is read: libzmq aborts the process when a socket with a full queue misses
+    one (#4767). The record path has acknowledgements instead.
+    """
+
+    def __init__(self, kind: int, *, hwm: int, heartbeats: bool = True) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         self._socket.set_hwm(hwm)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
-        if kind != zmq.SUB:  # libzmq aborts the process when a SUB with a full queue misses a heartbeat (#4767)
+        if heartbeats:
             self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
             self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * HEARTBEAT_MS)
         self.garbage = 0
@@ -175,7 +179,7 @@ class Subscriber(_Socket):
     """
 
     def __init__(self, endpoint: str, topics: Sequence[Topic], *, hwm: int) -> None:
-        super().__init__(zmq.SUB, hwm=hwm)
+        super().__init__(zmq.SUB, hwm=hwm, heartbeats=False)
         for topic in topics:
             self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
         self._connect(endpoint)
@@ -282,7 +286,7 @@ class RecordServer(_Socket):
     """The microscope's side of a record path: numbered messages out, acknowledgements in."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(zmq.ROUTER, hwm=RECORD_HWM)
+        super().__init__(zmq.ROUTER, hwm=RECORD_HWM, heartbeats=False)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)  # an acknowledgement has no arrays
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tells at once that a recorder is gone; not what bounds it
         self.endpoint = self._bind(endpoint)
@@ -317,7 +321,7 @@ class RecordClient(_Socket):
     """
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(zmq.DEALER, hwm=RECORD_HWM)
+        super().__init__(zmq.DEALER, hwm=RECORD_HWM, heartbeats=False)
         self._connect(endpoint)
 
     def receive(self, timeout_s: float) -> tuple[int, Message] | None:
