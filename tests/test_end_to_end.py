@@ -98,7 +98,7 @@ def test_the_real_window_shows_measured_and_completed_frames(qapp):
 
     with Pipeline(*SMALL) as pipeline:
         model = run_window(
-            *pipeline.endpoints, frames=80, hold_lease=False, start=False, snapshot_folder=None, on_painted=look
+            *pipeline.endpoints, frames=30, hold_lease=False, start=False, snapshot_folder=None, on_painted=look
         )
     assert model.summary()["dropped"] == 0
     height, width = grabbed[0].shape
