@@ -22,12 +22,10 @@ from lowdose.acquisition.scans import ScanBook, scan_values, spec_of
 from lowdose.acquisition.sockets import SAMPLES_HWM, ControlServer, Publisher
 from lowdose.acquisition.status import StatusReport
 from lowdose.acquisition.wire import encode
-from lowdose.acquisition.worker import Worker
+from lowdose.acquisition.worker import Service, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from lowdose.acquisition.controllers.base import ScanController
     from lowdose.acquisition.messages import Request
@@ -51,7 +49,7 @@ LAST_WORDS_S = 0.7
 """How long a service that ends waits for its recorder; the beam is off by then."""
 
 
-class MicroscopeService:
+class MicroscopeService(Service):
     """Runs one controller, one thread each for requests, slow ones, deadlines, the record path and the scan.
 
     Parameters
@@ -163,21 +161,6 @@ class MicroscopeService:
     def _join_scan(self, timeout_s: float) -> None:
         if self._scan_thread is not None:
             self._scan_thread.join(timeout_s)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until the service has failed or was closed; tell whether it is over."""
-        return self._worker.wait(timeout_s)
-
-    def maybe_raise(self) -> None:
-        """Raise what ended a thread, if anything did."""
-        self._worker.maybe_raise()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _failed(self, error: BaseException) -> None:
         self.guard.make_safe("exception", f"{type(error).__name__}: {error}", "alarm")

@@ -20,12 +20,10 @@ from lowdose.acquisition.record_path import RECORDING_ENDED
 from lowdose.acquisition.recording import CHUNK_NS, RecordingError, SessionWriter
 from lowdose.acquisition.sockets import FRAMES_HWM, STATUS_HWM, ControlRefusedError, RecordClient, Subscriber
 from lowdose.acquisition.status import Event, StatusReport
-from lowdose.acquisition.worker import Worker
+from lowdose.acquisition.worker import Service, Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
     from lowdose.acquisition.recording import Fsync
     from lowdose.acquisition.settings import NetworkSettings
@@ -46,7 +44,7 @@ LAST_WORDS_S = 1.0
 REPORT_EVERY_S = 1.0
 
 
-class RecorderService:
+class RecorderService(Service):
     """Records one session to one file.
 
     Parameters
@@ -101,21 +99,6 @@ class RecorderService:
         self._worker.stopping.set()
         if self._worker.join():
             self._close_file()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until the recording has ended or failed; tell whether it is over."""
-        return self._worker.wait(timeout_s)
-
-    def maybe_raise(self) -> None:
-        """Raise what ended the recording, if that was no proper end."""
-        self._worker.maybe_raise()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     # --- the thread -------------------------------------------------------------------------------------------------
 

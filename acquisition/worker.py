@@ -1,13 +1,16 @@
-"""Worker: threads of a service that end together, and the error that ended them (imports nothing)."""
+"""Worker: threads that end together, and the error that ended them; Service: what runs them (imports nothing)."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +75,32 @@ class Worker:
         """Raise what ended a loop, if anything did."""
         if self.error is not None:
             raise self.error
+
+
+class Service(ABC):
+    """What runs a worker's loops from `start` to `close`; a context manager."""
+
+    _worker: Worker
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all threads and close everything; twice is fine."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the work is done, has failed or was told to end; tell whether it is over."""
+        return self._worker.wait(timeout_s)
+
+    def maybe_raise(self) -> None:
+        """Raise what ended the work, if that was no proper end."""
+        self._worker.maybe_raise()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lowdose.config.errors import ConfigError
-from lowdose.config.figures import machine
+from lowdose.config.figures import machine, run_ms
 from lowdose.config.options import require_writable
 from lowdose.reconstruction.engine_file import EngineFileError, read_engine_file
 from lowdose.reconstruction.engines import RUNTIMES
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowdose.reconstruction.engine import Engine, Precision
+    from lowdose.reconstruction.engine_file import EngineFile
 
 DEFAULT_MODELS = ("two_stage",)
 REFERENCE = ("torch", "FP32")
@@ -95,9 +96,9 @@ def run_engine(
     """
     require_writable(json_file)
     _require_runtimes(runtimes)
-    paths = [_engine_path(name) for name in models or DEFAULT_MODELS]
+    files = [_engine_file(name) for name in models or DEFAULT_MODELS]
     with tempfile.TemporaryDirectory(prefix="lowdose-bench-") as folder:
-        jobs = list(_jobs(paths, runtimes or list(RUNTIMES), batches, sizes, Path(folder), row_s))
+        jobs = list(_jobs(files, runtimes or list(RUNTIMES), batches, sizes, Path(folder), row_s))
         rows = [_measured_apart(job) for job in track(jobs, "measuring", console=Console(stderr=True), transient=True)]
     left_out = {name: reason for name in runtimes or RUNTIMES if (reason := why_not(name)) is not None}
     figures = {"rows": rows, "left_out": left_out, "machine": machine()}
@@ -115,15 +116,13 @@ def _require_runtimes(names: Sequence[str]) -> None:
             raise ConfigError(f"{name} cannot run here: {reason}")
 
 
-def _engine_path(name: str) -> Path:
+def _engine_file(name: str) -> EngineFile:
     """Return an engine file given by its path or as the name of a reference model, which is made when it is new."""
     if name.endswith(".onnx"):
-        path = Path(name)
         try:
-            read_engine_file(path)
+            return read_engine_file(Path(name))
         except EngineFileError as error:
             raise ConfigError(str(error)) from None
-        return path
     try:
         from lowdose.training.reference_models import REFERENCE_MODELS, reference_model
     except ImportError as error:
@@ -131,11 +130,11 @@ def _engine_path(name: str) -> Path:
     if name not in REFERENCE_MODELS:
         raise ConfigError(f"unknown model '{name}': {nearest_name(name, REFERENCE_MODELS)}, or NAME.onnx")
     with Console(stderr=True).status(f"{name}: made once, half a minute and 212 MB in the user's cache"):
-        return reference_model(name).path
+        return reference_model(name)
 
 
 def _jobs(
-    paths: Sequence[Path],
+    files: Sequence[EngineFile],
     runtimes: Sequence[str],
     batches: Sequence[int],
     sizes: Sequence[int],
@@ -144,13 +143,14 @@ def _jobs(
 ) -> Iterator[Job]:
     """Yield the rows; what the others are compared with comes first."""
     usable = [runtime for runtime in runtimes if why_not(runtime) is None]
-    for i, (path, size, batch) in enumerate(product(paths, sizes, batches)):
-        file = read_engine_file(path)
+    for i, (file, size, batch) in enumerate(product(files, sizes, batches)):
         if size % file.info.size_multiple:
-            raise ConfigError(f"--size must be a multiple of {file.info.size_multiple} for {path.name}, got {size}")
+            raise ConfigError(
+                f"--size must be a multiple of {file.info.size_multiple} for {file.path.name}, got {size}"
+            )
         pairs = [(runtime, precision) for runtime in usable for precision in precisions(runtime, file)]
         for runtime, precision in sorted(pairs, key=lambda pair: pair != REFERENCE):
-            yield Job(path, runtime, precision, batch, size, folder / f"reference-{i}.npy", row_s)
+            yield Job(file.path, runtime, precision, batch, size, folder / f"reference-{i}.npy", row_s)
 
 
 def _measured_apart(job: Job) -> dict[str, Any]:
@@ -215,9 +215,7 @@ def _times_ms(engine: Engine, inputs: NDArray[np.float32], row_s: float) -> list
     times_ms: list[float] = []
     end = time.perf_counter() + row_s
     while len(times_ms) < MIN_RUNS or (len(times_ms) < MAX_RUNS and time.perf_counter() < end):
-        begin = time.perf_counter()
-        engine.run(inputs)
-        times_ms.append(1e3 * (time.perf_counter() - begin))
+        times_ms.append(run_ms(engine, inputs))
     return times_ms
 
 

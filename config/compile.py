@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowdose.config.engines import build_engine
+from lowdose.config.figures import run_ms
 from lowdose.config.loading import checked
 from lowdose.config.schema import StageSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from lowdose.reconstruction.engine import Engine
 
 RUNS = 5
 
@@ -41,15 +39,9 @@ def compile_engine(file: Path, *, size: int, **wanted: Any) -> int:
     inputs = np.zeros((1, len(engine.info.channels), size, size), np.float32)
     engine.run(inputs)
     ready_s = time.perf_counter() - begin
-    runs_ms = [_run_ms(engine, inputs) for _ in range(RUNS)]
+    runs_ms = [run_ms(engine, inputs) for _ in range(RUNS)]
     print(
         f"{engine.info.name} {engine.info.version} in {engine.info.precision}, {size} x {size}: ready after "
         f"{ready_s:.1f} s, then {np.median(runs_ms):.1f} ms per picture"
     )
     return 0
-
-
-def _run_ms(engine: Engine, inputs: NDArray[np.float32]) -> float:
-    begin = time.perf_counter()
-    engine.run(inputs)
-    return 1e3 * (time.perf_counter() - begin)

@@ -9,22 +9,23 @@ from lowdose.config.registry import plug_in_class
 from lowdose.reconstruction.engine import EngineInfo
 from lowdose.reconstruction.engine_file import read_engine_file
 from lowdose.reconstruction.engines import AUTO
-from lowdose.reconstruction.engines.choice import engine_named, path_of, precisions, why_not
-from lowdose.reconstruction.tiling import require_tiles
+from lowdose.reconstruction.engines.choice import engine_named, load_engine, path_of, precisions, why_not
+from lowdose.reconstruction.tiling import Tiled, require_tiles
 
 if TYPE_CHECKING:
     from lowdose.config.schema import StageSettings
     from lowdose.reconstruction.engine import Engine
+    from lowdose.reconstruction.engine_file import EngineFile
 
 
-def require_engine(stage: StageSettings) -> None:
-    """Raise ConfigError unless there is what a stage names and can be used so; engine files are read and checked."""
+def require_engine(stage: StageSettings) -> EngineFile | None:
+    """Raise ConfigError unless there is what a stage names and can be used so; return its file, read and checked."""
     path = path_of(stage.complete)
     if path is None:
         _require_no_options(stage)
         if stage.complete != AUTO:
             plug_in_class("engine", stage.complete, local=True)
-        return
+        return None
     if stage.runtime != AUTO and (reason := why_not(stage.runtime)) is not None:
         raise ConfigError(f"runtime '{stage.runtime}' cannot run here: {reason}")
     try:
@@ -35,6 +36,7 @@ def require_engine(stage: StageSettings) -> None:
     if stage.runtime == "openvino" and stage.precision not in (AUTO, *precisions("openvino", file)):
         known = " or ".join(precisions("openvino", file))
         raise ConfigError(f"openvino computes in {known} on this processor, got precision {stage.precision}")
+    return file
 
 
 def _require_no_options(stage: StageSettings) -> None:
@@ -54,18 +56,14 @@ def build_engine(stage: StageSettings) -> Engine:
     ConfigError
         If there is none, or it cannot run here.
     """
-    require_engine(stage)
-    if path_of(stage.complete) is None and ":" in stage.complete:
-        return _own(stage.complete)
+    file = require_engine(stage)
+    if file is None:
+        return _own(stage.complete) if ":" in stage.complete else engine_named(stage.complete)
     try:
-        return engine_named(
-            stage.complete,
-            runtime=stage.runtime,
-            precision=stage.precision,
-            threads=stage.threads,
-            streams=stage.streams,
-            tile_px=stage.tile_px,
+        engine = load_engine(
+            file, runtime=stage.runtime, precision=stage.precision, threads=stage.threads, streams=stage.streams
         )
+        return Tiled(engine, tile_px=stage.tile_px)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

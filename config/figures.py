@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ import psutil
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from lowdose.reconstruction.engine import Engine
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
@@ -29,3 +32,10 @@ def machine() -> str:
     memory_gib = psutil.virtual_memory().total / 2**30
     system = f"{platform.system()}, Python {platform.python_version()}"
     return f"{model}, {psutil.cpu_count()} cores, {memory_gib:.0f} GiB, {system}"
+
+
+def run_ms(engine: Engine, inputs: NDArray[np.float32]) -> float:
+    """Return how long an engine takes for a batch [ms]."""
+    begin = time.perf_counter()
+    engine.run(inputs)
+    return 1e3 * (time.perf_counter() - begin)

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from lowdose.config.figures import machine
+from lowdose.config.figures import machine, run_ms
 from lowdose.reconstruction.engine import PRECISIONS, EngineInfo, Precision
 from lowdose.reconstruction.engine_file import INPUTS, OUTPUTS, Card, digest_of, write_engine_file
 from lowdose.reconstruction.engines.choice import load_engine, why_not
 from lowdose.reconstruction.parity import MAX_DIFFERENCE, relative_rms
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from lowdose.reconstruction.engine import Engine
 
 OPSET = 20
 WIDTH, LAYERS, SIZE = 32, 4, 256
@@ -93,16 +87,10 @@ def _row(folder: Path, precision: Precision) -> dict[str, Any]:
     try:
         engine = load_engine(file, runtime="tensorrt")
         difference = relative_rms(engine.run(inputs)[:, 0], expected[:, 0])
-        times_ms = [_run_ms(engine, inputs) for _ in range(RUNS)]
+        times_ms = [run_ms(engine, inputs) for _ in range(RUNS)]
     except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
         return {"precision": precision, "error": str(error)}
     return {"precision": precision, "parity": difference, "ms_p50": float(np.median(times_ms))}
-
-
-def _run_ms(engine: Engine, inputs: NDArray[np.float32]) -> float:
-    begin = time.perf_counter()
-    engine.run(inputs)
-    return 1e3 * (time.perf_counter() - begin)
 
 
 def _agrees(row: dict[str, Any]) -> bool:

@@ -150,8 +150,8 @@ def write_engine_file(path: Path, onnx_bytes: bytes, card: Card) -> EngineFile:
     if digest_of(onnx_bytes) != card.info.digest:
         raise EngineFileError(f"the card is of digest {card.info.digest}, the network of {digest_of(onnx_bytes)}")
     _require_agreement(parse_onnx(onnx_bytes, path), card, path)
-    _write(path, onnx_bytes)
-    _write(card_path(path), TypeAdapter(Card).dump_json(card, indent=2) + b"\n")
+    write_whole(path, onnx_bytes)
+    write_whole(card_path(path), TypeAdapter(Card).dump_json(card, indent=2) + b"\n")
     return EngineFile(path, card)
 
 
@@ -198,7 +198,7 @@ def _read(path: Path, limit: int) -> bytes:
         ) from None
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write through a temporary file, so that no half file ever has the name."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

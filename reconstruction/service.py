@@ -17,12 +17,9 @@ from lowdose.acquisition.mailbox import LatestOnly
 from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.sockets import FRAMES_HWM, SAMPLES_HWM, ControlRefusedError, Publisher, Subscriber
 from lowdose.acquisition.status import Event, StatusReport
-from lowdose.acquisition.worker import Worker
+from lowdose.acquisition.worker import Service, Worker
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from lowdose.acquisition.frames import SparseFrame
     from lowdose.acquisition.settings import NetworkSettings
     from lowdose.reconstruction.pipeline import Reconstructor
@@ -42,7 +39,7 @@ class _Job:
     start: ScanStart
 
 
-class ReconstructionService:
+class ReconstructionService(Service):
     """Listens to a microscope service and publishes completed frames.
 
     Parameters
@@ -90,21 +87,6 @@ class ReconstructionService:
         self._worker.join()
         self._reconstructor.close()
         self._publisher.close()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until the service has failed or was closed; tell whether it is over."""
-        return self._worker.wait(timeout_s)
-
-    def maybe_raise(self) -> None:
-        """Raise what ended a thread, if anything did."""
-        self._worker.maybe_raise()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     # --- receiving and assembling -----------------------------------------------------------------------------------
 

@@ -17,13 +17,11 @@ from lowdose.acquisition.messages import Reply, SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.scans import scan_values
 from lowdose.acquisition.sockets import SAMPLES_HWM, STATUS_HWM, ControlServer, Publisher, Subscriber
 from lowdose.acquisition.status import Event, StatusReport
-from lowdose.acquisition.worker import Worker
+from lowdose.acquisition.worker import Service, Worker
 from lowdose.simulator.credit import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
     from lowdose.acquisition.messages import Request
     from lowdose.acquisition.settings import NetworkSettings
@@ -40,7 +38,7 @@ NO_LIMIT = 0
 DOSES = ("dose_e_per_a2", "dose_visited_e_per_a2")
 
 
-class ReplayService:
+class ReplayService(Service):
     """Publishes a replay's samples and answers requests; started, stopped and blanked it goes on or holds.
 
     Parameters
@@ -96,21 +94,6 @@ class ReplayService:
         self._worker.join()
         self._control.close()
         self._publisher.close()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until the session is over, or the service failed or was closed; tell whether it is."""
-        return self._worker.wait(timeout_s)
-
-    def maybe_raise(self) -> None:
-        """Raise what ended a thread, if anything did."""
-        self._worker.maybe_raise()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     # --- control ----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lowdose.training.learner import evaluating
+from lowdose.training.losses import NORMAL_90
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from lowdose.training.data import TrainingData
 
-SHARE, DEVIATIONS = 0.9, 1.645
-"""So many pixels are to lie within so many standard deviations."""
+SHARE = 0.9
+"""Of the pixels, to lie within `NORMAL_90` standard deviations."""
 PIXELS = 4096
 """Taken of every example."""
 
@@ -42,7 +43,7 @@ def calibrated_scale(network: nn.Module, data: TrainingData, *, examples: int) -
         for index in range(examples):
             example = data.example(index)
             output = network(torch.from_numpy(example.inputs)[None]).numpy()[0]
-            off = np.abs(example.target[0] - output[0]) / (DEVIATIONS * output[1])
+            off = np.abs(example.target[0] - output[0]) / (NORMAL_90 * output[1])
             chosen = np.random.default_rng(index).integers(off.size, size=PIXELS)
             found.setdefault(example.pattern, []).append(off.reshape(-1)[chosen])
     return scale_for_share({pattern: np.concatenate(parts) for pattern, parts in found.items()})

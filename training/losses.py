@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowdose.training.examples import blur_taps
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -127,8 +129,7 @@ def gaussian_taps(size: int, sigma: float) -> tuple[float, ...]:
     """
     if size < 1 or size % 2 == 0 or sigma <= 0:
         raise ValueError(f"a kernel has an odd size and a sigma > 0, got size {size}, sigma {sigma}")
-    weights = [math.exp(-0.5 * ((i - size // 2) / sigma) ** 2) for i in range(size)]
-    return tuple(weight / sum(weights) for weight in weights)
+    return tuple(blur_taps(size // 2, sigma).tolist())
 
 
 def gaussian_blur(images: Tensor, *, size: int = 5, sigma: float = 2.5) -> Tensor:

@@ -60,36 +60,16 @@ def path_of(name: str) -> Path | None:
     return shipped().get(name) or (Path(name).expanduser() if name.endswith(".onnx") else None)
 
 
-def engine_named(
-    name: str,
-    *,
-    runtime: str = AUTO,
-    precision: str = AUTO,
-    threads: int = 0,
-    streams: int = 1,
-    tile_px: int | None = None,
-) -> Engine:
-    """Return an engine for pictures of any size.
-
-    Parameters
-    ----------
-    name : str
-        "auto", a row of `ENGINES`, a shipped engine file, or the path of one.
-    runtime, precision, threads, streams
-        What runs an engine file, see `load_engine`.
-    tile_px : int or None
-        Longest edge of the tiles a picture is cut into; None = whole pictures.
+def engine_named(name: str) -> Engine:
+    """Return an engine for pictures of any size, by "auto", a row of `ENGINES`, a shipped engine file, or a path.
 
     Raises
     ------
     ValueError
         If there is no such engine, or it cannot run here.
     """
-    path = path_of(name)
-    if path is not None:
-        file = read_engine_file(path)
-        engine = load_engine(file, runtime=runtime, precision=precision, threads=threads, streams=streams)
-        return Tiled(engine, tile_px=tile_px)
+    if (path := path_of(name)) is not None:
+        return Tiled(load_engine(read_engine_file(path)))
     target = ENGINES.get(WITHOUT_FILE if name == AUTO else name)
     if target is None:
         raise ValueError(f"unknown engine '{name}': {nearest_name(name, [*ENGINES, *shipped(), AUTO])}, or NAME.onnx")

@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections import deque
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from lowdose.reconstruction.engine_file import DIGEST_BYTES, INPUTS, EngineFileError, digest_of
+from lowdose.reconstruction.engine_file import DIGEST_BYTES, INPUTS, EngineFileError, digest_of, write_whole
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -216,14 +214,7 @@ def write_cached(path: Path, key: dict[str, str], content: bytes) -> None:
     """Write a file of the cache, as a whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # TensorRT trusts a plan: nobody else may write here
     header = json.dumps({**key, "content": _digest(content)}).encode() + b"\n"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + header + content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, MAGIC + header + content)
 
 
 def _keep(path: Path, key: dict[str, str], content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import importlib.machinery
 import logging
+import os
 import stat
 import sys
 from types import ModuleType, SimpleNamespace
@@ -262,7 +263,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorrt_plan.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_cached(tmp_path / "cache" / "a.plan", KEY, b"plan")
     assert not list((tmp_path / "cache").iterdir())
