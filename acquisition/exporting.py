@@ -68,6 +68,8 @@ class ExportPlan:
         What completes, for people.
     uncertainty_kind : str
         What `uncertainty` is worth.
+    values_unit : str
+        Unit of the measured and completed values; "" if it is not known.
     metadata : dict
         All else that is known, ready for JSON.
     """
@@ -80,6 +82,7 @@ class ExportPlan:
     frame_time_s: float = 1.0
     engines: str = ""
     uncertainty_kind: str = "none"
+    values_unit: str = "counts"
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,8 +116,9 @@ class ExportPlan:
     def label(self, layer: Layer) -> str:
         """Return in a sentence what a layer is."""
         finer = f", on a grid {self.scale} times finer than the mask's" if self.scale > 1 else ""
+        per = "counts per nominal dwell time" if self.values_unit == "counts" else "as given"
         return {
-            "sparse": "measured: counts per nominal dwell time; 0, and not measured, where mask is 0",
+            "sparse": f"measured: {per}; 0, and not measured, where mask is 0",
             "mask": "1 = measured, 0 = not measured",
             "completed": f"completed by {self.engines or 'an engine'}{finer}: inferred where mask is 0; elsewhere the "
             "engine saw the measurement, which itself is in the layer sparse",
@@ -123,7 +127,7 @@ class ExportPlan:
 
     def unit(self, layer: Layer) -> str:
         """Return the unit of a layer's values."""
-        return "" if layer == "mask" else "counts"
+        return "" if layer == "mask" else self.values_unit
 
     def dtype(self, layer: Layer) -> str:
         """Return the type of a layer's values."""
@@ -149,10 +153,12 @@ class ExportFrame:
 
     Parameters
     ----------
-    frame_index, samples_used, positions : int
-        Which frame of the scan, its samples and how many there should be.
-    t_s : float
-        Its first sample, from the start of the scan [s].
+    frame_index, samples_used : int
+        Which frame of the scan, and its samples.
+    positions : int or None
+        How many samples there should be, where it is known.
+    t_s : float or None
+        Its first sample, from the start of the scan [s], where it is known.
     engine : str
         What completed it; "" if nothing did.
     layers : mapping of str to (channels, rows, cols) ndarray
@@ -161,8 +167,8 @@ class ExportFrame:
 
     frame_index: int
     samples_used: int
-    positions: int
-    t_s: float
+    positions: int | None
+    t_s: float | None
     engine: str
     layers: Mapping[Layer, NDArray[Any]]
 

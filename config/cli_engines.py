@@ -1,4 +1,4 @@
-"""Commands that make and judge engines: train, export, evaluate, compile."""
+"""Commands that make, judge and use engines: train, export, evaluate, compile, complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowdose.config.cli_options import JsonFile, Overrides
+from lowdose.config.cli_options import Coverage, JsonFile, Overrides, PatternName, TrueCoverage
 from lowdose.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,6 +109,25 @@ def evaluate(
             deconvolve=deconvolve,
         )
     )
+
+
+@engines_app.command("complete")
+def complete(
+    file: Annotated[Path, typer.Argument(metavar="PICTURE", help="TIFF, PNG or NPY of one grey picture.")],
+    mask: Annotated[
+        Path | None, typer.Option(help="Picture of the same size, 0 = not measured.", show_default="NaN in PICTURE")
+    ] = None,
+    pattern: PatternName = None,
+    coverage: Coverage = None,
+    true_coverage: TrueCoverage = None,
+    engine: Annotated[str, typer.Option(help="auto, an engine's name or an engine file.")] = "auto",
+    form: Annotated[str, typer.Option("--format", help="tiff, hspy, emd or zarr.")] = "tiff",
+    out: Annotated[Path | None, typer.Option(help="File or folder to make.", show_default="PICTURE-completed")] = None,
+) -> None:
+    """Complete a sparsely measured picture; with --pattern, a picture as if only that had been measured."""
+    from lowdose.config.complete import Measured, run_complete
+
+    sys.exit(run_complete(file, Measured(mask, pattern, coverage, true_coverage), engine=engine, form=form, out=out))
 
 
 @engines_app.command("compile")

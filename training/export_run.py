@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from lowdose.acquisition.frames import UncertaintyKind
 
+CALIBRATES = ("compact",)
+"""Networks whose option `deviation_scale` multiplies their deviations."""
 PUBLISHED_HALO_PX = 20
 """From where on errors do not fall any more with the distance from the edge (arXiv:1910.10467)."""
-CALIBRATED = (0.85, 0.95)
-"""Shares of pixels in the 90 % interval at validation that make a standard deviation more than a placeholder."""
+CALIBRATED_EXAMPLES = 64
+"""So many validation examples at least must have set the scale of a standard deviation that counts as calibrated."""
 
 
 def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> EngineFile:
@@ -92,6 +94,8 @@ def _network(settings: RecipeSettings, content: dict[str, Any]) -> tuple[nn.Modu
     options = dict(settings.network.options)
     if settings.data.normalisation in ("pstem", "dlss"):
         options["unit_inputs"] = True  # trained on inputs from 0 to 1, engines are fed -1 to 1
+    if (scale := _deviation_scale(content["validation"])) is not None and settings.network.name in CALIBRATES:
+        options["deviation_scale"] = options.get("deviation_scale", 1.0) * scale
     network = make_network(settings.network.name, options)
     average, learner = content["average"], content["learner"]
     if average is not None:
@@ -164,9 +168,14 @@ def _scale(settings: RecipeSettings) -> int:
 
 
 def _uncertainty_kind(settings: RecipeSettings, scores: list[dict[str, Any]]) -> UncertaintyKind:
-    """Return what the second output, if there is one, was found to be worth."""
+    """Return what the second output, if there is one, is worth."""
     objective = settings.objective
     if not (isinstance(objective, CompletionObjective) and (objective.loss.nll or objective.loss.interval)):
         return "none"
-    share = scores[0]["interval90"] if scores else None
-    return "calibrated" if share is not None and CALIBRATED[0] <= share <= CALIBRATED[1] else "placeholder"
+    scaled = _deviation_scale(scores) is not None and settings.network.name in CALIBRATES
+    return "calibrated" if scaled and scores[0]["examples"] >= CALIBRATED_EXAMPLES else "placeholder"
+
+
+def _deviation_scale(scores: list[dict[str, Any]]) -> float | None:
+    """Return what validation found the deviations to be multiplied by, if it did."""
+    return scores[0].get("deviation_scale") if scores else None

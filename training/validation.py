@@ -14,6 +14,8 @@ from lowdose.training.learner import autocast, evaluating
 from lowdose.training.losses import mse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 NORMAL_50, NORMAL_90 = 0.6744898, 1.6448536
 """Half widths of the central intervals of a normal distribution, in standard deviations."""
+PIXELS = 4096
+"""Of every example, whose deviations are compared."""
 AT_ONCE = 8
 LEAST_RANGE = 1e-6
 """A picture of a smaller range is blank and does not count."""
@@ -47,6 +51,9 @@ class Score:
     interval50, interval90 : float or None
         Share of pixels whose target lies in the central 50 % and 90 % interval of the normal distribution that the
         network puts out; None if it puts out no standard deviation.
+    deviation_scale : float or None
+        Factor for the standard deviations with which the 90 % intervals would hold 90 % of the pixels, on average over
+        the patterns; None if there is no standard deviation, and in scores of early versions.
     """
 
     pattern: str
@@ -55,6 +62,7 @@ class Score:
     ratio_to_linear: float
     interval50: float | None
     interval90: float | None
+    deviation_scale: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return it as JSON and checkpoints keep it."""
@@ -80,6 +88,8 @@ class ValidationSet:
         examples = [data[index] for index in range(settings.validation_examples)]
         self._examples: Batch = {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
         self._linear = self._linear_infill()
+        size = self._linear[0].numel()
+        self._some_pixels = torch.randint(size, (PIXELS,), generator=torch.Generator().manual_seed(0)).to(device)
 
     def scores(self, network: nn.Module) -> list[Score]:
         """Return the score of all examples, then those of each pattern that occurs."""
@@ -90,7 +100,11 @@ class ValidationSet:
         groups = {"all": np.ones(len(pattern), bool)}
         if len(self._names) > 1:
             groups |= {f"{name} ({i})": pattern == i for i, name in enumerate(self._names)}
-        return [_score(name, {k: v[group] for k, v in errors.items()}) for name, group in groups.items() if group.any()]
+        return [
+            _score(name, {k: v[group] for k, v in errors.items()}, pattern[group])
+            for name, group in groups.items()
+            if group.any()
+        ]
 
     def _errors(self, network: nn.Module, some: slice) -> dict[str, NDArray[np.float64]]:
         """Return, for each of some examples, squared errors, the range of its truth, and shares in intervals."""
@@ -107,6 +121,7 @@ class ValidationSet:
             off = (target - mean).abs()
             errors["interval50"] = (off <= NORMAL_50 * output[:, 1:]).float().mean((1, 2, 3))
             errors["interval90"] = (off <= NORMAL_90 * output[:, 1:]).float().mean((1, 2, 3))
+            errors["off"] = (off / (NORMAL_90 * output[:, 1:])).flatten(1)[:, self._some_pixels]
         return {name: tensor.double().cpu().numpy() for name, tensor in errors.items()}
 
     def _linear_infill(self) -> Tensor:
@@ -125,16 +140,34 @@ def _linear_infill(truth: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArr
     return infill.apply(truth[mask][None])
 
 
-def _score(pattern: str, errors: dict[str, NDArray[np.float64]]) -> Score:
+def _score(name: str, errors: dict[str, NDArray[np.float64]], pattern: NDArray[np.int64]) -> Score:
     counting = (errors["range"] > LEAST_RANGE) & (errors["linear"] > LEAST_RANGE**2)
     if not counting.any():
-        return Score(pattern, 0, 0.0, 0.0, None, None)
+        return Score(name, 0, 0.0, 0.0, None, None)
     found = {name: values[counting] for name, values in errors.items()}
-    intervals = [float(found[name].mean()) if name in found else None for name in ("interval50", "interval90")]
-    return Score(
-        pattern,
-        int(counting.sum()),
-        float(np.sqrt((found["network"] / found["range"] ** 2).mean())),
-        float(np.sqrt(found["network"] / found["linear"]).mean()),
-        *intervals,
-    )
+    rms_01 = float(np.sqrt((found["network"] / found["range"] ** 2).mean()))
+    ratio = float(np.sqrt(found["network"] / found["linear"]).mean())
+    if "off" not in found:
+        return Score(name, int(counting.sum()), rms_01, ratio, None, None)
+    interval50, interval90 = (float(found[share].mean()) for share in ("interval50", "interval90"))
+    kinds = pattern[counting]
+    scale = scale_for_share([found["off"][kinds == kind].ravel() for kind in np.unique(kinds)])
+    return Score(name, int(counting.sum()), rms_01, ratio, interval50, interval90, scale)
+
+
+def scale_for_share(off: Sequence[NDArray[np.float64]], share: float = 0.9) -> float:
+    """Return the number that a share of the values of every group does not exceed, on average over the groups.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(scale_for_share([np.linspace(0, 1, 1001)]), 3)
+    0.9
+    """
+    groups = [np.sort(values) for values in off]
+    low, high = 0.0, max(float(values[-1]) for values in groups)
+    for _ in range(40):
+        middle = (low + high) / 2
+        within = np.mean([np.searchsorted(values, middle, side="right") / len(values) for values in groups])
+        low, high = (middle, high) if within < share else (low, middle)
+    return high

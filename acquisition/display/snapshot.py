@@ -1,10 +1,10 @@
-"""Snapshots: the completed picture as PNG with everything known about it as JSON beside it (imports Pillow)."""
+"""Snapshots: a shown frame as calibrated TIFF, as PNG, and all that is known about it as JSON (imports Pillow)."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ import numpy as np
 from PIL import Image
 
 from lowdose.acquisition.display.levels import measured_to_uint8, percentile_levels, to_uint8
+from lowdose.acquisition.exporting import LAYERS, ExportError, ExportFrame, ExportPlan, dense_layers, export_frames
+from lowdose.scan_patterns.grid import ScanGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lowdose.acquisition.display.view_model import Picture
@@ -28,36 +30,59 @@ def write_snapshot(folder: Path, picture: Picture, counters: Mapping[str, Any]) 
     """Write a picture and its description, and return what to tell the operator; never raises for a full disk."""
     try:
         path = save_snapshot(folder, picture, counters)
-    except OSError as error:
-        return f"no snapshot: {error.strerror or error} ({folder})"
+    except (OSError, ExportError) as error:
+        return f"no snapshot: {getattr(error, 'strerror', None) or error} ({folder})"
     return f"snapshot saved: {path}"
 
 
 def save_snapshot(folder: Path, picture: Picture, counters: Mapping[str, Any]) -> Path:
-    """Write lowdose-snapshot-<scan>-<frame>.png and .json, never over existing ones; return the picture's path.
+    """Write the folder lowdose-snapshot-<scan>-<frame>, never over an existing one, and return its path.
 
-    The completed picture is written, also while the uncertainty is shown.
-
-    Both are written beside their place and moved there, the description first: a picture always has one.
+    It holds what `lowdose session export --format tiff` makes of the frame, a calibrated TIFF of every layer with
+    ``metadata.json``, and ``picture.png``, the completed picture as it is shown, also while the uncertainty is.
 
     Raises
     ------
-    OSError
+    OSError, ExportError
         If the folder cannot be written or is full; nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scan = re.sub(r"[^A-Za-z0-9_-]", "_", picture.frame.scan_id[:8]) or "scan"
-    path = _free_path(folder, f"lowdose-snapshot-{scan}-{picture.frame.frame_index}")
-    description = json.dumps(describe(picture, counters), indent=2, default=str)
-    channel = picture.frame.channels.index(picture.channel)
-    image = Image.fromarray(to_uint8(picture.frame.image[channel], picture.low, picture.high))
-    _write_beside(path.with_suffix(".json"), lambda part: part.write_text(description + "\n", encoding="utf-8"))
+    frame = picture.frame
+    scan = re.sub(r"[^A-Za-z0-9_-]", "_", frame.scan_id[:8]) or "scan"
+    path = _free_path(folder, f"lowdose-snapshot-{scan}-{frame.frame_index}")
+    image = Image.fromarray(to_uint8(frame.image[frame.channels.index(picture.channel)], picture.low, picture.high))
+    export_frames(path, "tiff", _plan(frame, describe(picture, counters)), [_exported(frame)])
     try:
-        _write_beside(path, lambda part: image.save(part, format="PNG"))
+        image.save(path / "picture.png")
     except OSError:
-        path.with_suffix(".json").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
         raise
     return path
+
+
+def _plan(frame: DenseFrame, description: dict[str, Any]) -> ExportPlan:
+    grid, scale = frame.grid, frame.scale
+    return ExportPlan(
+        grid=ScanGrid((grid.rows // scale, grid.cols // scale), grid.pixel_size_nm * scale, grid.rotation_deg),
+        scale=scale,
+        channels=frame.channels,
+        layers=LAYERS,
+        n_frames=1,
+        engines=frame.engine,
+        uncertainty_kind=frame.uncertainty_kind,
+        metadata=description,
+    )
+
+
+def _exported(frame: DenseFrame) -> ExportFrame:
+    return ExportFrame(
+        frame_index=frame.frame_index,
+        samples_used=frame.samples_used,
+        t_s=None,
+        positions=None,
+        engine=frame.engine,
+        layers=dense_layers(frame),
+    )
 
 
 def describe(picture: Picture, counters: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,28 +125,25 @@ def write_picture(path: Path, frame: DenseFrame, levels: tuple[float, float] | N
         Its first channel is written.
     levels : (low, high) or None
         Counts of black and white; None = 0.5 and 99.5 percentile of the completed picture.
+
+    It is written beside its place and moved there: nobody sees half a file.
     """
     low, high = levels or percentile_levels(frame.image[0])
     measured = measured_to_uint8(frame.measured[0], frame.hits, low, high).repeat(frame.scale, 0).repeat(frame.scale, 1)
     separator = np.full((frame.grid.rows, SEPARATOR_PX), 255, np.uint8)
     image = Image.fromarray(np.hstack([measured, separator, to_uint8(frame.image[0], low, high)]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_beside(path, lambda part: image.save(part, format="PNG"))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        image.save(part, format="PNG")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _free_path(folder: Path, stem: str) -> Path:
     for copy in range(1, MAX_COPIES):
-        path = folder / (f"{stem}.png" if copy == 1 else f"{stem}-{copy}.png")
-        if not path.exists() and not path.with_suffix(".json").exists():
+        path = folder / (stem if copy == 1 else f"{stem}-{copy}")
+        if not path.exists():
             return path
     raise FileExistsError(f"{MAX_COPIES} snapshots of this frame are there already")
-
-
-def _write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a hidden name in the same folder, then move: nobody sees half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -126,19 +126,32 @@ def test_one_stage_network_of_a_broken_scale_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "kind"),
     [
-        ([{"interval90": 0.91}], "calibrated"),
-        ([{"interval90": 0.7}], "placeholder"),
-        ([{"interval90": 0.99}], "placeholder"),
+        ([{"examples": 64, "deviation_scale": 1.2}], "calibrated"),
+        ([{"examples": 63, "deviation_scale": 1.2}], "placeholder"),
+        ([{"examples": 64}], "placeholder"),
         ([], "placeholder"),
     ],
 )
-def test_deviation_counts_as_calibrated_if_validation_found_it_so(scores, kind, tmp_path):
+def test_deviation_counts_as_calibrated_if_enough_examples_set_its_scale(scores, kind, tmp_path):
     assert _uncertainty_kind(recipe(tmp_path, "completion"), scores) == kind
+
+
+def test_deviations_are_exported_as_validation_found_them_to_hold(tmp_path):
+    run = trained(tmp_path, "completion", "validation_examples=4", "validate_every=2")
+    content = content_of(run)
+    scale = content["validation"][0]["deviation_scale"]
+    network, options = _network(validated(RecipeSettings, content["recipe"], ""), content)
+    assert options["deviation_scale"] == pytest.approx(scale) != 1
+    plain = make_network("compact", {**options, "deviation_scale": 1.0})
+    plain.load_state_dict(network.state_dict())
+    x = torch.rand(1, 4, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x)[:, 1], scale * plain.eval()(x)[:, 1])
 
 
 def test_second_output_that_no_loss_trained_is_worth_nothing(tmp_path):
     settings = recipe(tmp_path, "completion", "objective.loss={relative_mse: 1}")
-    assert _uncertainty_kind(settings, [{"interval90": 0.9}]) == "none"
+    assert _uncertainty_kind(settings, [{"examples": 64, "deviation_scale": 1.2}]) == "none"
 
 
 def test_folder_without_a_checkpoint_is_refused(tmp_path):

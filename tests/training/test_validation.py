@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lowdose.training.validation import NORMAL_50, NORMAL_90, ValidationSet
+from lowdose.training.validation import NORMAL_50, NORMAL_90, ValidationSet, scale_for_share
 from tests.training.runs import recipe
 
 if TYPE_CHECKING:
@@ -79,8 +80,20 @@ def test_intervals_hold_the_pixels_nearer_than_their_half_width(deviation, share
     assert (score.interval50, score.interval90) == shares
 
 
+def test_scale_of_the_deviations_is_what_the_intervals_lack(tmp_path):
+    score = scored(tmp_path, _Off(0.0, 0.1))[0]
+    assert score.deviation_scale == pytest.approx(0.5 / (NORMAL_90 * 0.1))  # every pixel is off by 0.5
+
+
+def test_groups_count_alike_in_the_scale():
+    narrow, wide = np.full(1000, 1.0), np.linspace(0, 10, 11)
+    scale = scale_for_share([narrow, wide], share=0.75)
+    assert scale == pytest.approx(5, abs=0.01)  # all of the narrow ones and half of the wide ones
+
+
 def test_network_of_one_output_has_no_interval(tmp_path):
-    assert scored(tmp_path, _Off(0.0))[0].interval90 is None
+    score = scored(tmp_path, _Off(0.0))[0]
+    assert (score.interval90, score.deviation_scale) == (None, None)
 
 
 def test_network_is_left_in_training_as_it_was(tmp_path):

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from lowdose.acquisition.display import snapshot
 from lowdose.acquisition.display.snapshot import save_snapshot, write_picture, write_snapshot
 from lowdose.acquisition.display.view_model import ViewModel
 
@@ -16,24 +16,40 @@ def picture(make_frame):
     return model.take()
 
 
-def test_picture_and_description_are_written(tmp_path, picture):
+def test_picture_layers_and_description_are_written(tmp_path, picture):
     path = save_snapshot(tmp_path / "new", picture, {"frames": 3})
-    assert path.name == "lowdose-snapshot-01234567-12.png"
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture.completed)
-    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert path.name == "lowdose-snapshot-01234567-12"
+    np.testing.assert_array_equal(np.asarray(Image.open(path / "picture.png")), picture.completed)
+    described = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     assert described["inferred"] is True
     assert described["scan_id"] == "0123456789abcdef"
     assert described["coverage"] == 0.25
     assert described["uncertainty_kind"] == "placeholder"
     assert described["counters"] == {"frames": 3}
     assert described["engines"] == [{"name": "nearest", "digest": "", "precision": "fp32"}]
-    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".png"]
+    assert described["layers"]["completed"]["inferred"] == "where mask is 0"
+    assert described["frames"][0]["frame_index"] == 12
+    names = ["completed.tif", "mask.tif", "metadata.json", "picture.png", "sparse.tif", "uncertainty.tif"]
+    assert sorted(p.name for p in path.iterdir()) == names
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
+
+
+def test_the_layers_are_calibrated_and_hold_what_was_measured_and_made(tmp_path, picture):
+    path = save_snapshot(tmp_path, picture, {})
+    frame = picture.frame
+    expected = {"completed": frame.image[0], "sparse": frame.measured[0], "mask": frame.mask}
+    for name, values in expected.items():
+        with tifffile.TiffFile(path / f"{name}.tif") as file:
+            np.testing.assert_array_equal(file.asarray().squeeze(), values)
+            assert file.imagej_metadata["unit"] == "nm"
+            pixels, per = file.pages[0].tags["XResolution"].value
+            assert per / pixels == pytest.approx(frame.grid.pixel_size_nm, rel=1e-5)
 
 
 def test_a_snapshot_never_overwrites_another(tmp_path, picture):
     names = [save_snapshot(tmp_path, picture, {}).name for _ in range(3)]
     stem = "lowdose-snapshot-01234567-12"
-    assert names == [f"{stem}.png", f"{stem}-2.png", f"{stem}-3.png"]
+    assert names == [stem, f"{stem}-2", f"{stem}-3"]
 
 
 def test_a_scan_id_cannot_lead_out_of_the_folder(tmp_path, make_frame):
@@ -49,12 +65,16 @@ def test_a_folder_that_cannot_be_written_gives_a_text(tmp_path, picture):
     assert text.startswith("no snapshot: ")
 
 
-def test_a_full_disk_gives_a_text_and_leaves_nothing(tmp_path, picture, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+def _full(*_, **__):
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshot.Image.Image, "save", full)
-    assert write_snapshot(tmp_path, picture, {}).startswith("no snapshot: No space left on device")
+
+@pytest.mark.parametrize("writes", [(Image.Image, "save"), (tifffile, "imwrite")], ids=["picture", "layers"])
+def test_a_full_disk_gives_a_text_and_leaves_nothing(tmp_path, picture, monkeypatch, writes):
+    monkeypatch.setattr(*writes, _full)
+    text = write_snapshot(tmp_path, picture, {})
+    assert text.startswith("no snapshot: ")
+    assert "No space left on device" in text
     assert list(tmp_path.iterdir()) == []
 
 

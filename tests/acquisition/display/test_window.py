@@ -319,14 +319,14 @@ def test_a_snapshot_is_saved_or_the_reason_told(qtbot, window, feed, make_frame,
     assert window.readouts.message.text() == "no snapshot: no frame was shown yet"
     feed(make_frame(4))
     qtbot.keyClick(window, Qt.Key.Key_S)
-    assert (tmp_path / "lowdose-snapshot-scan-a-4.png").exists()
+    assert (tmp_path / "lowdose-snapshot-scan-a-4" / "picture.png").exists()
 
 
 def test_the_snapshot_holds_the_picture_while_the_uncertainty_is_shown(qtbot, window, feed, make_frame, tmp_path):
     feed(make_frame(4, left=0, right=100))
     qtbot.keyClick(window, Qt.Key.Key_U)
     qtbot.keyClick(window, Qt.Key.Key_S)
-    saved = np.asarray(Image.open(tmp_path / "lowdose-snapshot-scan-a-4.png"))
+    saved = np.asarray(Image.open(tmp_path / "lowdose-snapshot-scan-a-4" / "picture.png"))
     assert saved[0, 0] == 0
     assert saved[0, -1] == 255
 
