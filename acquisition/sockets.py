@@ -62,8 +62,10 @@ class _Socket:
     one (#4767). The record path has acknowledgements instead.
     """
 
-    def __init__(self, kind: int, *, hwm: int, heartbeats: bool = True) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    def __init__(
+        self, kind: int, *, hwm: int, heartbeats: bool = True, context: zmq.Context[zmq.Socket[bytes]] | None = None
+    ) -> None:
+        self._socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(kind)
         self._socket.set_hwm(hwm)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
@@ -321,8 +323,16 @@ class RecordClient(_Socket):
     """
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(zmq.DEALER, hwm=RECORD_HWM, heartbeats=False)
+        # of its own, so that closing it waits until its last words are out; inproc has them delivered at once
+        self._context = None if endpoint.startswith("inproc://") else zmq.Context()
+        super().__init__(zmq.DEALER, hwm=RECORD_HWM, heartbeats=False, context=self._context)
         self._connect(endpoint)
+
+    def close(self) -> None:
+        """Close the socket once what was sent is on its way, or after 200 ms; twice is fine."""
+        super().close()
+        if self._context is not None:
+            self._context.term()
 
     def receive(self, timeout_s: float) -> tuple[int, Message] | None:
         """Return the next message and its running number; None if none came in time. WireError for anything else."""

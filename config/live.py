@@ -89,12 +89,13 @@ def run_display(
     if trace is not None:
         trace.write_text(json.dumps({"stamps": traced, "summary": model.summary()}), encoding="utf-8")
     _leave_behind(model, picture, json_file, tell=headless)
-    if headless and _cut_short(model, frames, stop):
+    counted = headless or (frames is not None and model.scan_is_over())  # else a person has closed the window
+    if counted and _cut_short(model, frames, stop):
         sys.exit(CUT_SHORT if child else FAILED)
 
 
 def _cut_short(model: ViewModel, frames: int | None, stop: threading.Event) -> bool:
-    """Tell whether a run without a window must not count as a success, and say why."""
+    """Tell whether a run that nobody ended must not count as a success, and say why."""
     alarm = model.microscope.get("alarm")
     if alarm:
         print(f"alarm: {alarm}. Blank the beam by hand", file=sys.stderr)

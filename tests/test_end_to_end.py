@@ -28,7 +28,7 @@ class Pipeline:
             key: f"inproc://{key}-{name}" if transport == "inproc" else "tcp://127.0.0.1:0"
             for key in ("control", "samples", "record", "frames")
         }
-        settings = load_settings(None, [*overrides, *(f"network.{k}={v}" for k, v in endpoints.items())])
+        settings = load_settings(None, [PATIENT, *overrides, *(f"network.{k}={v}" for k, v in endpoints.items())])
         self.microscope = build_microscope(settings)
         network = settings.network.model_copy(update=self.microscope.endpoints)
         self.reconstruction = build_reconstruction(settings.model_copy(update={"network": network}))
@@ -63,6 +63,9 @@ class Pipeline:
 
 
 SMALL = ("grid.rows=128", "grid.cols=128", "grid.pixel_size_nm=0.2", "scan.pattern={name: spiral, coverage: 1/8}")
+PATIENT = (
+    "safety.block_deadline_ms=5000"  # one process, one interpreter lock: how fast it goes is not the question here
+)
 
 
 @pytest.mark.parametrize("transport", ["inproc", "tcp"])
@@ -98,7 +101,7 @@ def test_the_real_window_shows_measured_and_completed_frames(qapp):
 
     with Pipeline(*SMALL) as pipeline:
         model = run_window(
-            *pipeline.endpoints, frames=30, hold_lease=False, start=False, snapshot_folder=None, on_painted=look
+            *pipeline.endpoints, frames=80, hold_lease=False, start=False, snapshot_folder=None, on_painted=look
         )
     assert model.summary()["dropped"] == 0
     height, width = grabbed[0].shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lowdose.training import schedules
 from lowdose.training.learner import (
@@ -67,6 +68,8 @@ class CompletionTraining:
             total.backward()
             seen.append(losses)
         self._workplace.ranks.average_gradients(self.network)
+        if self._objective.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self._objective.clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return joined(seen)

@@ -182,6 +182,8 @@ class CompletionObjective(Settings):
         With adam `weight_decay` is an L2 term of the loss.
     weight_decay : float
         Of all parameters.
+    clip_norm : float or None
+        Gradients of a larger norm are shortened to it (arXiv:1211.5063): one odd batch must not undo thousands.
     """
 
     kind: Literal["completion"]
@@ -189,6 +191,7 @@ class CompletionObjective(Settings):
     learning_rate: Annotated[CosineRate | OneStageRate, Field(discriminator="policy")]
     optimizer: Literal["adam", "adamw"] = "adamw"
     weight_decay: NotNegative = 0.0
+    clip_norm: Positive | None = None
 
 
 class RecipeSettings(Settings):

@@ -6,11 +6,13 @@ import logging
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtWidgets import QApplication
 
+from lowdose.acquisition.display.headless import scan_is_over
 from lowdose.acquisition.display.operator import Operator, display_name
 from lowdose.acquisition.display.receiver import Receiver
 from lowdose.acquisition.display.view_model import ViewModel
@@ -50,7 +52,7 @@ def run_window(
     frames_endpoint, samples_endpoint, control_endpoint : str
         Where the services are.
     frames : int or None
-        How many to show; None = no limit.
+        How many to show: a run of so many ends with the scan, too, as without a window. None = no limit.
     hold_lease, start : bool
         Keep the scan's lease; start scanning.
     snapshot_folder : Path
@@ -80,11 +82,15 @@ def run_window(
         loop = QEventLoop()  # not the application's: quitting that would end later windows of this process too
         window.closed.connect(loop.quit)
         window.show()
-        timer = _looking(window, lambda: model.finished or (stop is not None and stop.is_set()), receiver)
+        timer = _looking(window, partial(_ended, model, frames, stop), receiver)
         loop.exec()
         timer.stop()
         window.close()
     return model
+
+
+def _ended(model: ViewModel, frames: int | None, stop: threading.Event | None) -> bool:
+    return model.finished or (stop is not None and stop.is_set()) or (frames is not None and scan_is_over(model))
 
 
 def application() -> QApplication:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.05
-OVER_AFTER_S = 2.0
 
 
 def run_headless(
@@ -71,17 +70,15 @@ def run_headless(
         receiver = stack.enter_context(Receiver(frames_endpoint, samples_endpoint, model=model, wake=wake))
         if start:
             operator.start()
-        while not (stop.is_set() or done.wait(LOOK_S) or _scan_is_over(model)):
+        while not (stop.is_set() or done.wait(LOOK_S) or scan_is_over(model)):
             receiver.maybe_raise()
             operator.maybe_raise()
     return model
 
 
-def _scan_is_over(model: ViewModel) -> bool:
-    """Tell whether frames came, none comes any more, and the microscope says that it does not scan: say so, too."""
-    silent_s = model.seconds_without_frame()
-    over = silent_s is not None and silent_s > OVER_AFTER_S and model.microscope.get("state") in ("parked", "fault")
-    if over:
+def scan_is_over(model: ViewModel) -> bool:
+    """Tell whether no frame is to be expected any more; say so, too."""
+    if over := model.scan_is_over():
         logger.warning(
             "the scan is over before all frames were shown: %s",
             model.reports.alarm or "stopped, blanked or out of budget",

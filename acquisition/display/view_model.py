@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowdose.acquisition.status import Event, StatusReport
 
 KEPT_SCANS = 64
+OVER_AFTER_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class ViewModel:
         self._painted = True
         self._newest: DenseFrame | None = None
         self._arrived_ns: int | None = None
+        self._scanning_ns: int | None = None
         self._past_scans: deque[str] = deque(maxlen=KEPT_SCANS)
 
     def accept_frame(self, frame: DenseFrame, t_received_ns: int) -> bool:
@@ -148,6 +150,8 @@ class ViewModel:
     def accept_report(self, report: StatusReport) -> None:
         """Keep the newest report of a service."""
         self.reports.accept(report)
+        if report.source == MICROSCOPE and report.values.get("state") == "scanning":
+            self._scanning_ns = self._clock()
 
     def accept_event(self, event: Event) -> None:
         """Keep an event; an alarm stays until it is cleared."""
@@ -203,6 +207,12 @@ class ViewModel:
     def seconds_without_frame(self) -> float | None:
         """Return how long ago the last frame came in [s]; None before the first."""
         return None if self._arrived_ns is None else (self._clock() - self._arrived_ns) / 1e9
+
+    def scan_is_over(self) -> bool:
+        """Tell whether the microscope did scan, does not any more, and no frame comes either, for two seconds."""
+        last_ns = max(self._arrived_ns or 0, self._scanning_ns or 0)
+        silent_ns = self._clock() - last_ns
+        return last_ns > 0 and silent_ns > OVER_AFTER_NS and self.microscope.get("state") in ("parked", "fault")
 
     def rates_per_s(self) -> tuple[float, float]:
         """Return (shown, acquired) frames per second over the last two seconds."""

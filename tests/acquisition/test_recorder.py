@@ -394,13 +394,15 @@ def test_a_disk_that_does_not_answer_blanks_the_beam_and_blanking_does_not_wait_
 
 
 def test_a_disk_that_is_too_slow_blanks_the_beam_and_everything_before_is_in_the_file(path, monkeypatch):
-    pace = threading.Event()
+    pace, writing = threading.Event(), []
 
     def dawdle(message):
         if isinstance(message, SampleBlock):
+            writing.append(message.seq)
             pace.wait(0.05)
 
     with recorded_scan(path, dawdle) as (console, service):
+        wait_until(lambda: len(writing) > 1)  # the first is written
         monkeypatch.setattr(console.service._record._recording.ring, "_span_ns", 300_000_000)
         assert "too slow" in heard_of(console, "record_too_slow").text
         assert_dark(console.controller)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowdose.config.bench import WARM_UP, latency_figures
+from tests.config.conftest import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,7 @@ def test_nothing_after_the_warm_up_is_told_and_no_figure_made_up(n: int) -> None
 
 @pytest.mark.parametrize("record", [False, True], ids=["not recorded", "recorded"])
 def test_bench_measures_the_real_pipeline(record: bool, start: Callable[..., Any], folder: Path) -> None:
-    options = ("--frames", 20, "--size", 128, "--json", "bench.json", *(["--record"] * record))
+    options = ("--frames", 20, "--size", 128, "--json", "bench.json", *(["--record"] * record), *PATIENT)
     code, out, err = start("bench", "latency", *options).end(60)
     assert code == 0, err
     assert "Traceback" not in err

@@ -208,6 +208,14 @@ def test_weights_of_losses_multiply_them(tmp_path):
     torch.testing.assert_close(three["relative_mse"], 3 * one["relative_mse"])
 
 
+def test_gradients_longer_than_the_bound_are_shortened_to_it(tmp_path):
+    learner = completion(tmp_path, "objective.clip_norm=0.01")
+    learner._optimizer.zero_grad = lambda: None  # type: ignore[method-assign] to look at what the step was made of
+    learner.step(batch_of(4, px=32), 0)
+    norms = [p.grad.norm() for p in learner.network.parameters() if p.grad is not None]
+    assert float(torch.linalg.vector_norm(torch.stack(norms))) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_one_stage_policy_freezes_normalisation_at_half(tmp_path):
     learner = completion(
         tmp_path,

@@ -1,11 +1,13 @@
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from PySide6.QtWidgets import QApplication
 
 from lowdose.acquisition.display import app as app_module
+from lowdose.acquisition.display import view_model
 from lowdose.acquisition.display.app import run_window
 from lowdose.acquisition.display.headless import run_headless
 from lowdose.acquisition.messages import Reply
@@ -13,8 +15,8 @@ from lowdose.acquisition.sockets import ControlServer, Publisher
 
 
 @contextmanager
-def services(make_frame, make_report):
-    """Publish frames and reports and say yes to everything, until left; yields (endpoints, verbs asked)."""
+def services(make_frame, make_report, *, frames_of_scan=10**9):
+    """Publish reports, and frames until the scan is over, and say yes to everything; yields (endpoints, verbs)."""
     stop, asked = threading.Event(), []
     frames, samples = Publisher("tcp://127.0.0.1:0", hwm=2), Publisher("tcp://127.0.0.1:0", hwm=10)
     control = ControlServer("tcp://127.0.0.1:0")
@@ -26,8 +28,10 @@ def services(make_frame, make_report):
             if received is not None:
                 asked.append(received[1].verb)
                 control.reply(received[0], Reply(received[1].request_id))
-            frames.publish(make_frame(index))
-            samples.publish(make_report(t_ns=time.monotonic_ns(), acquired=index))
+            if index < frames_of_scan:
+                frames.publish(make_frame(index))
+            state = "scanning" if index < frames_of_scan else "parked"
+            samples.publish(make_report(t_ns=time.monotonic_ns(), acquired=index, state=state))
             index += 1
 
     thread = threading.Thread(target=serve)
@@ -74,6 +78,18 @@ def test_the_window_ends_when_told(qapp, make_frame, make_report, tmp_path):
             stop=stop,
         )
     assert "start" not in asked
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_a_run_of_so_many_frames_ends_with_the_scan(
+    windowed, qapp, make_frame, make_report, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(view_model, "OVER_AFTER_NS", 500_000_000)
+    run = partial(run_window, snapshot_folder=tmp_path) if windowed else run_headless
+    with services(make_frame, make_report, frames_of_scan=30) as (endpoints, _):
+        model = run(*endpoints, frames=10**6, hold_lease=False, start=False)
+    assert model.frames < 10**6
+    assert "the scan is over before all frames were shown" in caplog.text
 
 
 def test_a_fault_in_the_window_is_told_and_does_not_end_it(

@@ -200,3 +200,22 @@ def test_redrawn_uses_the_levels_of_now(make_frame):
     show(model, make_frame(0, left=0, right=100))
     model.levels.set_manual(0, 200)
     assert model.redrawn().completed[0, -1] == 128
+
+
+@pytest.mark.parametrize("sign", ["frame", "report"])
+def test_a_scan_is_over_when_nothing_comes_for_two_seconds_and_the_beam_is_parked(sign, make_frame, make_report):
+    now_ns = [1]
+    model = ViewModel(clock=lambda: now_ns[0])
+    model.accept_report(make_report(state="parked"))
+    now_ns[0] = 10**10
+    assert not model.scan_is_over()  # it has not begun
+    if sign == "frame":
+        model.accept_frame(make_frame(0), now_ns[0])
+    else:
+        model.accept_report(make_report(state="scanning"))
+        model.accept_report(make_report(state="parked"))
+    assert not model.scan_is_over()
+    now_ns[0] += 2_000_000_001
+    assert model.scan_is_over()
+    model.accept_report(make_report(state="scanning"))
+    assert not model.scan_is_over()
