@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from lowdose.scan_patterns.path import ScanPath
 
 RATE_PER_S = 20e6
+SAFETY = SafetySettings(lease_s=60.0, block_deadline_ms=5_000.0)
+"""Of the service measured: it is the recorder that is to set the pace."""
 EDGE_PX = 1024
 FULL_SCALE = 16
 POOL = 64
@@ -109,7 +111,7 @@ def serve(network: NetworkSettings, rate_per_s: float, end: Any) -> None:
         ScanSettings(pattern={"name": "raster"}, dwell_time_us=1e6 / rate_per_s),
         BeamSettings(),
         DoseSettings(),
-        SafetySettings(lease_s=60.0, block_deadline_ms=5_000.0),
+        SAFETY,
         network,
         make_pattern=lambda mapping, grid: make_pattern(mapping, grid, local=True),
         pattern_names=("raster",),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+hypothesis.settings.register_profile("lowdose", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("lowdose")
 
 
 @pytest.fixture

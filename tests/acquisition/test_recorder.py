@@ -386,7 +386,7 @@ def test_a_disk_that_does_not_answer_blanks_the_beam_and_blanking_does_not_wait_
             assert not answers.is_set()
             answers.set()
             assert service.wait(10)
-            with pytest.raises(RecordingError, match="fell silent"):
+            with pytest.raises(RecordingError, match=r"fell silent|too slow"):
                 service.maybe_raise()
     finally:
         answers.set()

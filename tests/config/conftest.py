@@ -161,4 +161,5 @@ def start(folder: Path) -> Iterator[Callable[..., Started]]:
         for process in [started.process, *started.left()]:
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
-        started.process.communicate(timeout=DEADLINE_S)
+        said = started.process.communicate(timeout=DEADLINE_S)
+        print(*filter(None, said), file=sys.stderr)  # shown if the test has failed
