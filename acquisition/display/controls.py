@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QFrame, QHBoxLayout, QL
 
 from lowdose.acquisition.display.keys import KEYS
 from lowdose.acquisition.display.levels import CONTRAST_MODES
+from lowdose.acquisition.display.reports import GOING_ON
 from lowdose.acquisition.display.theme import AMBER, BEAM_COLOURS, RECORDING_STYLE, UNKNOWN_COLOUR, badge_style
 from lowdose.scan_patterns.pattern import PATTERNS, load_pattern_class
 
@@ -73,7 +74,7 @@ class ControlBar(QFrame):
         state = str(values.get("state", "")) if fresh else ""
         self._show_beam(state or "no status", BEAM_COLOURS.get(state, UNKNOWN_COLOUR))
         self._show_warning(no_dead_man=values.get("dead_man") is False, read_only=read_only)
-        text = "Stop" if state == "scanning" else "Start"
+        text = "Stop" if state in GOING_ON else "Start"
         if self.go.text() != text:
             self.go.setText(text)
         for widget in (self.pattern, self.dwell_us, self.go, self.new_area, self.record):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MICROSCOPE, RECONSTRUCTION = "microscope", "reconstruction"
 KEPT_EVENTS = 200
+GOING_ON = ("scanning", "replay")
+"""States of a microscope, or of the recording of one, in which frames come."""
 
 
 class Reports:

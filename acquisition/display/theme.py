@@ -16,8 +16,15 @@ AMBER = "#e0a13c"
 RED = "#c8372d"
 GREEN = "#2f9e68"
 
-BEAM_COLOURS = {"scanning": GREEN, "blanked": "#46536a", "parked": "#39404b", "fault": RED}
-"""Beam state -> colour of its badge; everything else is shown as unknown."""
+BEAM_COLOURS = {
+    "scanning": GREEN,
+    "blanked": "#46536a",
+    "parked": "#39404b",
+    "fault": RED,
+    "replay": "#2b5c8a",
+    "paused": "#46536a",
+}
+"""Beam state, or that of a recording, -> colour of its badge; everything else is shown as unknown."""
 UNKNOWN_COLOUR = "#7a5a1e"
 RECORDING_STYLE = f"background: #4a2320; border: 1px solid {RED}; color: #ff9a90; font-weight: 700;"
 

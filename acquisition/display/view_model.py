@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowdose.acquisition.display.counters import FrameCounters
 from lowdose.acquisition.display.levels import Levels, measured_to_uint8, percentile_levels, to_uint8
-from lowdose.acquisition.display.reports import MICROSCOPE, RECONSTRUCTION, Reports
+from lowdose.acquisition.display.reports import GOING_ON, MICROSCOPE, RECONSTRUCTION, Reports
 from lowdose.acquisition.mailbox import LatestOnly
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class ViewModel:
         self._painted = True
         self._newest: DenseFrame | None = None
         self._arrived_ns: int | None = None
-        self._scanning_ns: int | None = None
+        self._going_on_ns: int | None = None
         self._past_scans: deque[str] = deque(maxlen=KEPT_SCANS)
 
     def accept_frame(self, frame: DenseFrame, t_received_ns: int) -> bool:
@@ -150,8 +150,8 @@ class ViewModel:
     def accept_report(self, report: StatusReport) -> None:
         """Keep the newest report of a service."""
         self.reports.accept(report)
-        if report.source == MICROSCOPE and report.values.get("state") == "scanning":
-            self._scanning_ns = self._clock()
+        if report.source == MICROSCOPE and report.values.get("state") in GOING_ON:
+            self._going_on_ns = self._clock()
 
     def accept_event(self, event: Event) -> None:
         """Keep an event; an alarm stays until it is cleared."""
@@ -210,7 +210,7 @@ class ViewModel:
 
     def scan_is_over(self) -> bool:
         """Tell whether the microscope did scan, does not any more, and no frame comes either, for two seconds."""
-        last_ns = max(self._arrived_ns or 0, self._scanning_ns or 0)
+        last_ns = max(self._arrived_ns or 0, self._going_on_ns or 0)
         silent_ns = self._clock() - last_ns
         return last_ns > 0 and silent_ns > OVER_AFTER_NS and self.microscope.get("state") in ("parked", "fault")
 

@@ -14,7 +14,7 @@ from lowdose.acquisition.display.key_filter import KeyFilter
 from lowdose.acquisition.display.notices import AlarmBanner, HelpPanel, PaneTitle
 from lowdose.acquisition.display.panes import GAP_PX, Panes
 from lowdose.acquisition.display.readouts import Readouts
-from lowdose.acquisition.display.reports import MICROSCOPE
+from lowdose.acquisition.display.reports import GOING_ON, MICROSCOPE
 from lowdose.acquisition.display.snapshot import write_snapshot
 from lowdose.acquisition.display.theme import ACCENT, AMBER, QUIET, STYLE, dark_palette
 
@@ -220,7 +220,7 @@ class Window(QWidget):
         return f"{self._picture.channel}   frame {frame.frame_index}{progress}", QUIET
 
     def _go(self) -> None:
-        if self._model.microscope.get("state") == "scanning":
+        if self._model.microscope.get("state") in GOING_ON:
             self._operator.stop()
         else:
             self._operator.start()

@@ -158,10 +158,13 @@ def test_every_key_has_an_action(window):
     assert {row.action for row in KEYS} == set(window._actions)
 
 
-def test_g_starts_and_stops(qtbot, window, report, fake_operator):
-    report(state="blanked")
+@pytest.mark.parametrize(("at_rest", "going_on"), [("blanked", "scanning"), ("paused", "replay")])
+def test_g_and_its_button_start_and_stop_a_scan_and_a_replay(at_rest, going_on, qtbot, window, report, fake_operator):
+    report(state=at_rest)
+    assert window.controls.go.text() == "Start"
     qtbot.keyClick(window, Qt.Key.Key_G)
-    report(state="scanning")
+    report(state=going_on)
+    assert window.controls.go.text() == "Stop"
     qtbot.keyClick(window, Qt.Key.Key_G)
     assert fake_operator.asked == [("start",), ("stop",)]
 
