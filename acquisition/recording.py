@@ -19,7 +19,7 @@ from mcap.writer import Writer as McapWriter
 
 from lowdose.acquisition.messages import ScanStart
 from lowdose.acquisition.status import Event, StatusReport
-from lowdose.acquisition.wire import MAX_HEADER_BYTES, PROTOCOL_VERSION, Message, WireError, decode, encode
+from lowdose.acquisition.wire import MAX_HEADER_BYTES, PROTOCOL_VERSION, Message, WireError, decode_unpacked, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -68,7 +68,6 @@ def facts(kind: Facts, values: Mapping[str, Any], t_ns: int) -> StatusReport:
 
 # --- a message as bytes ---------------------------------------------------------------------------------------------
 
-_HEADER_KEYS = ("version", "type", "fields", "parts")
 _MAP_OF_4, _MAP_OF_5 = b"\x84", b"\x85"
 
 
@@ -93,16 +92,14 @@ def unpacked(content: bytes) -> Message:
             max_str_len=MAX_HEADER_BYTES,
             max_ext_len=0,
         )
-        topic, data = RECORDED[body["type"]], body["data"]
-        header = msgpack.packb({key: body[key] for key in _HEADER_KEYS})
-        if len(body) != len(_HEADER_KEYS) + 1 or tuple(data) != tuple(part[0] for part in body["parts"]):
+        topic, data = RECORDED[body["type"]], body.pop("data")
+        if tuple(data) != tuple(part[0] for part in body["parts"]):
             raise WireError("the arrays are not those of the header")
-        buffers = [topic.encode(), header, *(memoryview(part) for part in data.values())]
+        return decode_unpacked(body, topic.encode(), [memoryview(part) for part in data.values()])
     except WireError:
         raise
     except Exception as error:  # msgpack raises half a dozen kinds for bad bytes
         raise WireError(f"no recorded message: {type(error).__name__}: {error}"[:MAX_COMPLAINT]) from None
-    return decode(buffers)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -29,8 +29,10 @@ class ScanSummary:
     ----------
     start : ScanStart
         Where its samples belong.
-    frames, whole_frames : int
-        Frames with a sample recorded, and those with all of them.
+    frame_indices : tuple of int
+        Frames with a sample recorded.
+    whole_frames : int
+        How many have all of them.
     samples, samples_missing : int
         Probe positions recorded; and those that should have come between the first and the last that did.
     blocks, blocks_lost, blocks_refused : int
@@ -46,7 +48,7 @@ class ScanSummary:
     """
 
     start: ScanStart
-    frames: int
+    frame_indices: tuple[int, ...]
     whole_frames: int
     samples: int
     samples_missing: int
@@ -57,6 +59,11 @@ class ScanSummary:
     duration_s: float
     dose_e_per_a2: float
     end: str | None
+
+    @property
+    def frames(self) -> int:
+        """How many frames have a sample recorded."""
+        return len(self.frame_indices)
 
     @property
     def gapless(self) -> bool:
@@ -147,7 +154,7 @@ class ScanTally:
 
     def __init__(self, start: ScanStart) -> None:
         self.start = start
-        self.frame_indices: list[int] = []
+        self._frame_indices: list[int] = []
         self._got = np.zeros(0, bool)
         self._expected_from = 0
         self._whole = self._samples = self._missing = 0
@@ -175,7 +182,7 @@ class ScanTally:
         dose_us = self._beam_us + beam_us
         return ScanSummary(
             start=self.start,
-            frames=len(self.frame_indices),
+            frame_indices=tuple(self._frame_indices),
             whole_frames=self._whole + whole,
             samples=self._samples + samples,
             samples_missing=self._missing + missing,
@@ -189,7 +196,7 @@ class ScanTally:
         )
 
     def _place(self, block: SampleBlock) -> None:
-        last = self.frame_indices[-1] if self.frame_indices else -1
+        last = self._frame_indices[-1] if self._frame_indices else -1
         if block.frame_index < last or not block_fits(self.start, block):
             self._refused += 1
             return
@@ -209,15 +216,15 @@ class ScanTally:
             self._beam_us += beam_us
         self._expected_from = block.first if last < 0 else 0
         self._got = np.zeros(len(self.start.path_of(block.frame_index)), bool)
-        self.frame_indices.append(block.frame_index)
+        self._frame_indices.append(block.frame_index)
 
     def _frame_figures(self, until: int) -> tuple[int, int, int, float]:
         """Return whether the frame is whole, its samples, those missing up to a position, and the time of the beam."""
-        if not self.frame_indices:
+        if not self._frame_indices:
             return 0, 0, 0, 0.0
         samples = int(np.count_nonzero(self._got))
         missing = until - self._expected_from - int(np.count_nonzero(self._got[self._expected_from : until]))
-        dwell = self.start.path_of(self.frame_indices[-1]).dwell_times_us
+        dwell = self.start.path_of(self._frame_indices[-1]).dwell_times_us
         return int(samples == len(self._got)), samples, missing, float(dwell[self._got].sum(dtype=np.float64))
 
     def _reached(self) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
 MAX_PART_BYTES = 1 << 31
+MAX_TOPIC = 32
 MAX_PARTS = 8
 MAX_PATHS = 1 << 16
 MAX_COMPLAINT = 500
@@ -95,19 +96,6 @@ def decode(buffers: Sequence[Buffer]) -> Message:
 
 
 def _decode(buffers: Sequence[Buffer]) -> Message:
-    header = _decode_header(buffers)
-    codec = _CODECS.get(cast("str", header["type"]))
-    if codec is None or buffers[0] != codec.topic.encode():
-        raise WireError(f"unknown message type {header['type'][:32]!r} under topic {bytes(buffers[0][:32])!r}")
-    try:
-        fields = _HEADER_MODELS[header["type"]].model_validate(header["fields"])
-        arrays = _decode_parts(header["parts"], buffers[2:], codec.parts)
-        return codec.load({name: getattr(fields, name) for name in codec.fields}, arrays)
-    except (ValidationError, ValueError, TypeError, KeyError, OverflowError, IndexError) as error:
-        raise WireError(f"bad {header['type']}: {error}"[:MAX_COMPLAINT]) from None
-
-
-def _decode_header(buffers: Sequence[Buffer]) -> dict[str, Any]:
     if not 2 <= len(buffers) <= 2 + MAX_PARTS:
         raise WireError(f"a message has 2 to {2 + MAX_PARTS} buffers, got {len(buffers)}")
     if len(buffers[1]) > MAX_HEADER_BYTES:
@@ -116,13 +104,33 @@ def _decode_header(buffers: Sequence[Buffer]) -> dict[str, Any]:
         header = msgpack.unpackb(buffers[1], use_list=False)
     except Exception as error:  # msgpack raises half a dozen kinds for bad bytes
         raise WireError(f"header is not msgpack: {error}") from None
+    return decode_unpacked(header, bytes(buffers[0][:MAX_TOPIC]), buffers[2:])
+
+
+def decode_unpacked(header: object, topic: bytes, parts: Sequence[Buffer]) -> Message:
+    """Return the message whose header is unpacked already; see `decode`, but for a header nested too deeply."""
+    kind = _kind_of(header)
+    codec = _CODECS.get(kind)
+    if codec is None or topic != codec.topic.encode():
+        raise WireError(f"unknown message type {kind[:32]!r} under topic {topic!r}")
+    described = cast("dict[str, Any]", header)
+    try:
+        fields = _HEADER_MODELS[kind].model_validate(described["fields"])
+        arrays = _decode_parts(described["parts"], parts, codec.parts)
+        return codec.load({name: getattr(fields, name) for name in codec.fields}, arrays)
+    except (ValidationError, ValueError, TypeError, KeyError, OverflowError, IndexError) as error:
+        raise WireError(f"bad {kind}: {error}"[:MAX_COMPLAINT]) from None
+
+
+def _kind_of(header: object) -> str:
+    """Return the type a header names; WireError if it is no header of this version."""
     if not isinstance(header, dict) or set(header) != {"version", "type", "fields", "parts"}:
         raise WireError("header is not a map of version, type, fields and parts")
     if header["version"] != PROTOCOL_VERSION:
         raise WireError(f"protocol version {header['version']!r} is not {PROTOCOL_VERSION}: update the older side")
     if not isinstance(header["type"], str):
         raise WireError("message type is not text")
-    return header
+    return header["type"]
 
 
 def _decode_parts(described: Any, buffers: Sequence[Buffer], expected: Mapping[str, tuple[str, int]]) -> Arrays:

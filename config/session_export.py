@@ -26,7 +26,7 @@ from lowdose.acquisition.frames import DenseFrame
 from lowdose.acquisition.messages import SampleBlock
 from lowdose.acquisition.recording import versions
 from lowdose.acquisition.session_reader import SessionReader
-from lowdose.acquisition.session_summary import ScanSummary, ScanTally, SessionSummary, summarise
+from lowdose.acquisition.session_summary import ScanSummary, SessionSummary, summarise
 from lowdose.config.build import require_memory
 from lowdose.config.engines import build_engine
 from lowdose.config.errors import ConfigError
@@ -244,11 +244,7 @@ def _wanted_dense(reader: SessionReader, start: ScanStart, frames: tuple[int, in
 def _completed_frames(reader: SessionReader, scan: ScanSummary, selection: Selection) -> tuple[Iterator[_Found], int]:
     """Return the frames made of the recorded samples, and how many; completed if that is wanted."""
     start, (first, stop) = scan.start, selection.frames
-    tally = ScanTally(start)
-    for message in reader:
-        if isinstance(message, SampleBlock) and message.scan_id == start.scan_id:
-            tally.take(message)
-    n_frames = sum(first <= index < stop for index in tally.frame_indices)
+    n_frames = sum(first <= index < stop for index in scan.frame_indices)
     wanted = (frame for frame in _sparse_frames(reader, start) if first <= frame.frame_index < stop)
     if not {"completed", "uncertainty"} & {*selection.what}:
         return (_Found(sparse, None) for sparse in wanted), n_frames
