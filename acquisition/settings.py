@@ -51,6 +51,8 @@ class ScanSettings(Settings):
     def _channels_differ(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(channels)) != len(channels):
             raise ValueError(f"channels must differ, got {', '.join(channels)}")
+        if not all(name and name.isprintable() for name in channels):
+            raise ValueError(f"channels need names of printable characters, got {list(channels)}")
         return channels
 
 

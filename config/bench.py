@@ -11,7 +11,7 @@ import numpy as np
 
 from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
-from lowdose.config.figures import PERCENTILES, machine, percentiles
+from lowdose.config.figures import PERCENTILES, machine, percentiles, write_json
 from lowdose.config.launch import Supervisor, with_free_ports
 from lowdose.config.options import require_writable
 
@@ -55,7 +55,7 @@ def run_latency(settings: LowdoseSettings, *, frames: int, json_file: Path | Non
     figures["recorded"] = record
     _print(figures)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, figures)
     return 0
 
 

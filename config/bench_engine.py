@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import tempfile
 import time
@@ -20,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lowdose.config.errors import ConfigError
-from lowdose.config.figures import machine, run_ms
+from lowdose.config.figures import machine, run_ms, write_json
 from lowdose.config.options import require_writable
 from lowdose.reconstruction.engine_file import EngineFileError, read_engine_file
 from lowdose.reconstruction.engines import RUNTIMES
@@ -104,7 +103,7 @@ def run_engine(
     figures = {"rows": rows, "left_out": left_out, "machine": machine()}
     _print(figures)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, figures)
     return 0 if any("ms_p50" in row for row in rows) else 1
 
 

@@ -7,7 +7,6 @@ noted in a file that outlives a killed or frozen host. Orders and signals count 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -42,7 +41,7 @@ from lowdose.config.bench_processes import (
     start_service,
 )
 from lowdose.config.build import build_microscope, make_paths
-from lowdose.config.figures import machine
+from lowdose.config.figures import machine, write_json
 from lowdose.config.loading import dump_settings
 from lowdose.config.options import require_writable
 from lowdose.scan_patterns.dose import frame_dose_e_per_a2
@@ -352,7 +351,7 @@ def run_safety(settings: LowdoseSettings, *, trials: int, json_file: Path | None
     figures |= {"look_ahead_ms": LIMITS.look_ahead_ms, "machine": machine()}
     _print(figures)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, figures)
     return 0
 
 

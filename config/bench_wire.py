@@ -12,7 +12,6 @@ made, encoded, sent, received and decoded; two phases, every loss in either coun
 from __future__ import annotations
 
 import ctypes
-import json
 import multiprocessing
 import os
 import signal
@@ -32,7 +31,7 @@ from lowdose.acquisition.sockets import FRAMES_HWM, SAMPLES_HWM, Publisher, Subs
 from lowdose.acquisition.wire import encode
 from lowdose.config.bench_processes import WAIT_S
 from lowdose.config.bench_record import measure_recorded, print_recorded
-from lowdose.config.figures import PERCENTILES, machine, percentiles
+from lowdose.config.figures import PERCENTILES, machine, percentiles, write_json
 from lowdose.config.options import require_writable
 from lowdose.scan_patterns.grid import ScanGrid
 
@@ -140,7 +139,7 @@ def run_wire(*, size: int, json_file: Path | None, phase_s: float = PHASE_S, rec
         figures["recorded"] = [measure_recorded(transport, record_s) for transport in TRANSPORTS]
         print_recorded(figures["recorded"])
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, figures)
     return 0
 
 

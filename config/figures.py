@@ -1,14 +1,17 @@
-"""What every benchmark says the same way: percentiles, and the machine it ran on (imports numpy and psutil)."""
+"""What every command says the same way: percentiles, the machine, figures as JSON (imports numpy and psutil)."""
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+
+from lowdose.reconstruction.engine_file import write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +24,21 @@ PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 def percentiles(values_ms: NDArray[np.float64]) -> dict[str, float]:
     """Return the percentiles of times, by name [ms]."""
     return {name: round(float(np.percentile(values_ms, q)), 3) for name, q in PERCENTILES.items()}
+
+
+def write_json(path: Path, figures: Any) -> None:
+    """Write figures to a file, which appears when it is whole.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be written, with its name.
+    """
+    text = json.dumps(figures, indent=2) + "\n"
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise RuntimeError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def machine() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lowdose.config.figures import machine, run_ms
+from lowdose.config.figures import machine, run_ms, write_json
 from lowdose.reconstruction.engine import PRECISIONS, EngineInfo, Precision
 from lowdose.reconstruction.engine_file import INPUTS, OUTPUTS, Card, digest_of, write_engine_file
 from lowdose.reconstruction.engines.choice import load_engine, why_not
@@ -33,7 +32,7 @@ def self_test(out: Path) -> int:
     agree = all(_agrees(row) for row in rows)
     versions = {name: _version(name) for name in PACKAGES}
     report = {"machine": machine(), "versions": versions, "rows": rows, "agree": agree}
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out, report)
     print(f"gpu self-test: {'passed' if agree else 'FAILED'}; figures for a report: {out}")
     return 0 if agree else 1
 

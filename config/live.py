@@ -12,6 +12,7 @@ from lowdose.acquisition.realtime import SWITCH_INTERVAL_S
 from lowdose.config.build import require_usable
 from lowdose.config.child import stop_event
 from lowdose.config.errors import ConfigError
+from lowdose.config.figures import write_json
 from lowdose.config.launch import CUT_SHORT, FAILED, Supervisor, with_free_ports
 from lowdose.config.options import require_recordable, require_writable
 
@@ -49,8 +50,8 @@ def run_live(
     else:
         _require_window()
     require_usable(settings)
-    require_writable(picture, json_file)
     record = record or (Path(settings.record.path) if settings.record.path else None)
+    require_writable(picture, json_file, record)
     if record is not None:
         require_recordable(record)
     options = [
@@ -88,7 +89,11 @@ def run_display(
     model = _shown(settings, stop, headless=headless, frames=frames, child=child, on_shown=on_shown)
     if trace is not None:
         trace.write_text(json.dumps({"stamps": traced, "summary": model.summary()}), encoding="utf-8")
-    _leave_behind(model, picture, json_file, tell=headless)
+    try:
+        _leave_behind(model, picture, json_file, tell=headless)
+    except (OSError, RuntimeError) as error:  # a display that is started again would only scan once more for nothing
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(CUT_SHORT if child else FAILED)
     counted = headless or (frames is not None and model.scan_is_over())  # else a person has closed the window
     if counted and _cut_short(model, frames, stop):
         sys.exit(CUT_SHORT if child else FAILED)
@@ -147,7 +152,7 @@ def _leave_behind(model: ViewModel, picture: Path | None, json_file: Path | None
         print("no frame came")
         return
     if json_file is not None:
-        json_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, summary)
     if picture is not None and model.frame is not None:
         from lowdose.acquisition.display.snapshot import write_picture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lowdose.config.errors import ConfigError
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lowdose.config.schema import LowdoseSettings
+
+
+SESSION_MAGIC = b"\x89MCAP0\r\n"
+"""With which every session file begins."""
 
 
 def with_options(
@@ -47,13 +52,18 @@ def pattern_mapping(
 
 def require_recordable(path: Path) -> None:
     """Raise ConfigError unless a recording can begin in a new file."""
+    if not str(path).isprintable():
+        raise ConfigError(f"a recording needs a name of printable characters, got {str(path)!r}")
     if path.exists():
         raise ConfigError(f"{path} exists already, nothing recorded is overwritten: name another file")
     require_writable(path)
 
 
 def require_writable(*paths: Path | None) -> None:
-    """Raise ConfigError unless every file can be written at the end; None is no file."""
+    """Raise ConfigError unless every file can be written at the end, and none is a session; None is no file."""
+    for one, other in combinations(filter(None, paths), 2):
+        if one.resolve() == other.resolve():
+            raise ConfigError(f"{one} is to hold two different things: name another file for one of them")
     for path in filter(None, paths):
         folder = path.absolute().parent
         if not folder.is_dir():
@@ -62,3 +72,12 @@ def require_writable(*paths: Path | None) -> None:
             raise ConfigError(f"cannot write {path}: it is a folder, expected the name of a file")
         if not os.access(path if path.exists() else folder, os.W_OK):
             raise ConfigError(f"cannot write {path}: no permission, choose another folder")
+        if _is_session(path):
+            raise ConfigError(f"{path} is a session file, nothing recorded is overwritten: name another file")
+
+
+def _is_session(path: Path) -> bool:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(SESSION_MAGIC)) == SESSION_MAGIC

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +14,8 @@ from lowdose.reconstruction.engine import EngineInfo  # noqa: TC001 pydantic rea
 from lowdose.scan_patterns.checks import nearest_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from onnx import ModelProto
 
 CARD_VERSION = 1
@@ -199,14 +199,13 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write through a temporary file, so that no half file ever has the name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    """Write beside its place and move it there, so that no half file ever has the name."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
+        part.write_bytes(content)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

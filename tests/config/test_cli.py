@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from PIL import Image
 
 from lowdose.acquisition.display import qt_checks
 from lowdose.acquisition.display.qt_checks import DisplayError
+from lowdose.acquisition.recording import SessionWriter
 from lowdose.config import cli
+from lowdose.config.figures import write_json
 from lowdose.config.loading import preset_names
 from lowdose.scan_patterns.pattern import PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
 
@@ -216,6 +218,49 @@ def test_live_with_a_window_is_refused_when_a_library_of_the_plug_in_is_missing(
     monkeypatch.setattr(qt_checks, "x_server_answers", lambda *_: True)
     monkeypatch.setattr(qt_checks.require_xcb_plugin, "__defaults__", (None, load))
     assert "apt-get install libxcb-cursor0" in refused("live")
+
+
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+@pytest.mark.parametrize(
+    "words",
+    [("live", "--headless"), ("session", "info", "s.mcap"), ("replay", "s.mcap", "--headless"), ("bench", "latency")],
+    ids=lambda words: words[0],
+)
+def test_no_output_replaces_a_session(
+    words: tuple[str, ...], option: str, refused: Callable[..., str], folder: Path
+) -> None:
+    if option == "--picture" and words[0] in ("session", "bench"):
+        pytest.skip("it leaves no picture")
+    with SessionWriter(folder / "s.mcap"):
+        pass
+    before = (folder / "s.mcap").read_bytes()
+    assert "s.mcap is a session file" in refused(*words, option, "s.mcap")
+    assert (folder / "s.mcap").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--record", "x", "--json", "x"), ("--json", "./x", "--picture", "x"), ("--record", "x", "--picture", "x")],
+)
+def test_one_file_cannot_hold_two_things(options: tuple[str, ...], refused: Callable[..., str]) -> None:
+    assert "x is to hold two different things" in refused("live", "--headless", *options)
+
+
+@pytest.mark.parametrize("name", ["a\nb.mcap", b"\xff.mcap".decode(errors="surrogateescape")])
+def test_a_recording_needs_a_name_that_can_be_told(name: str, refused: Callable[..., str]) -> None:
+    assert "a name of printable characters" in refused("live", "--headless", "--record", name)
+
+
+def test_figures_that_do_not_fit_are_an_error_with_the_files_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RuntimeError, match=r"cannot write .*out\.json: No space left on device"):
+        write_json(tmp_path / "out.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bench_refuses_a_missing_folder_before_it_measures(refused: Callable[..., str]) -> None:
