@@ -148,10 +148,13 @@ class PhysicalNoise(Settings):
         Electrons at full scale in one nominal dwell time; drawn for every example.
     kinds : tuple of str
         Detectors, one drawn for every example.
+    exact : float
+        Share of the examples that are measured without noise: real pictures have some of their own.
     """
 
     counts: Range = Range(low=2, high=2000)
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("haadf",)
+    exact: Probability = 0.0
 
 
 def _source_kind(source: Any) -> str:

@@ -126,7 +126,9 @@ def counted(
     current_pa = noise.counts.draw(rng) / (ELECTRONS_PER_PA_US * detector.efficiency)
     samples = mask.samples
     expected = detector.expected_electrons(bilinear(share, samples.positions), samples.dwell, current_pa)
-    counts = Readout(detector, rng).read(expected, samples.dwell, np.zeros(len(expected)), 0)
+    exact = noise.exact > 0 and rng.random() < noise.exact
+    none = np.zeros(len(expected))
+    counts = expected if exact else Readout(detector, rng).read(expected, samples.dwell, none, 0)
     total, dwell = (np.bincount(samples.measured, x, len(mask.visited)) for x in (counts, samples.dwell))
     truth = detector.expected_electrons(share, np.ones(1, np.float32), current_pa)
     return truth, (total / dwell).astype(np.float32)

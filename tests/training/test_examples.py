@@ -157,6 +157,16 @@ def test_counts_have_the_mean_and_spread_of_poisson_around_the_truth(rng: np.ran
     assert measured.var() == pytest.approx(20, rel=0.06)
 
 
+def test_a_share_of_the_examples_is_measured_exactly(rng: np.random.Generator) -> None:
+    noise = settings_of(noise={"counts": {"low": 50, "high": 50}, "exact": 0.25}).noise
+    mask = mask_at((3, 3), *range(9))
+    exact = 0
+    for _ in range(400):
+        truth, measured = counted(PICTURE, mask, noise, rng)  # type: ignore[arg-type]
+        exact += np.allclose(measured, truth.ravel())
+    assert exact == pytest.approx(100, abs=30)
+
+
 def test_a_bright_field_is_inverted(rng: np.random.Generator) -> None:
     noise = settings_of(**physical(10, 10, kinds=["bf"])).noise
     truth, _ = counted(PICTURE, mask_at((3, 3), 0, 1), noise, rng)  # type: ignore[arg-type]
