@@ -199,11 +199,14 @@ class ReconstructionService(Service):
 
     def _tell_failures(self) -> None:
         failures = self._reconstructor.engine_failures
-        if failures and not self._failures_told:
+        if failures == self._failures_told:
+            return
+        if not self._failures_told:
             error = self._reconstructor.engine_error
             text = f"engine '{self._reconstructor.name}' failed: classical infill is shown instead ({error})"
             self._publisher.publish(Event("reconstruction", "engine_failed", text, "warning", time.monotonic_ns()))
         self._failures_told = failures
+        self._publish_report()
 
     def _publish_report(self) -> None:
         values: dict[str, Any] = {
