@@ -5,8 +5,10 @@ Every export holds the mask, and every layer says of itself which of its pixels 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowdose.acquisition.frames import DenseFrame, SparseFrame
-    from lowdose.acquisition.messages import SampleBlock, ScanStart
+    from lowdose.acquisition.messages import ScanStart
 
 Layer = Literal["sparse", "mask", "completed", "uncertainty"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
@@ -40,6 +42,10 @@ POINT_FORMATS: dict[str, tuple[str, str]] = {
     "npy": (".npy", "lowdose.acquisition.exporting_points:write_npy"),
 }
 """Formats of the measured points: name -> (suffix, "module:function")."""
+
+
+MAX_DEPTH = 32
+"""Of what is nested in metadata: deeper, nothing is written."""
 
 
 class ExportError(RuntimeError):
@@ -71,7 +77,9 @@ class ExportPlan:
     values_unit : str
         Unit of the measured and completed values; "" if it is not known.
     metadata : dict
-        All else that is known, ready for JSON.
+        All else that is known; kept as JSON has it.
+    calibrated : bool
+        The grid's pixel size is that of the specimen; False = nobody knows it, lengths are in pixels of the scan.
     """
 
     grid: ScanGrid
@@ -84,10 +92,12 @@ class ExportPlan:
     uncertainty_kind: str = "none"
     values_unit: str = "counts"
     metadata: dict[str, Any] = field(default_factory=dict)
+    calibrated: bool = True
 
     def __post_init__(self) -> None:
         ordered = tuple(layer for layer in LAYERS if layer in {*self.layers, "mask"})
         object.__setattr__(self, "layers", ordered)
+        object.__setattr__(self, "metadata", as_json(self.metadata))
         if self.n_frames < 1:
             raise ValueError("there is no frame to export")
 
@@ -98,6 +108,11 @@ class ExportPlan:
         rows, cols = self.grid.shape
         fine_nm = self.grid.pixel_size_nm / self.scale
         return ScanGrid((rows * self.scale, cols * self.scale), fine_nm, self.grid.rotation_deg)
+
+    def pixel_of(self, layer: Layer) -> tuple[float, str]:
+        """Return the edge of a layer's pixels and its unit, nm or pixels of the scan."""
+        step_nm = self.grid_of(layer).pixel_size_nm
+        return (step_nm, "nm") if self.calibrated else (step_nm / self.grid.pixel_size_nm, "pixel")
 
     def shape_of(self, layer: Layer) -> tuple[int, ...]:
         """Return (frames, channels, rows, cols); the mask, the same for all channels, has but one."""
@@ -135,16 +150,12 @@ class ExportPlan:
 
     def described(self) -> dict[str, Any]:
         """Return the metadata with a description of every layer, ready for JSON."""
-        layers = {
-            layer: {
-                "inferred": self.inferred(layer),
-                "label": self.label(layer),
-                "unit": self.unit(layer),
-                "pixel_size_nm": self.grid_of(layer).pixel_size_nm,
-            }
-            for layer in self.layers
-        }
-        return {**self.metadata, "layers": layers}
+        return {**self.metadata, "layers": {layer: self.described_layer(layer) for layer in self.layers}}
+
+    def described_layer(self, layer: Layer) -> dict[str, Any]:
+        """Return what a layer is, ready for JSON; its pixel size only if that is known."""
+        described = {"inferred": self.inferred(layer), "label": self.label(layer), "unit": self.unit(layer)}
+        return described | ({"pixel_size_nm": self.grid_of(layer).pixel_size_nm} if self.calibrated else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +186,25 @@ class ExportFrame:
     FACTS = ("frame_index", "samples_used", "positions", "t_s", "engine")
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredFrame:
+    """The samples of one frame, in the order of its path.
+
+    Parameters
+    ----------
+    frame_index : int
+        Which frame of the scan.
+    counts : (channels, n) uint16 ndarray
+        Of every position of the path.
+    received : (n,) bool ndarray
+        True where there is a count.
+    """
+
+    frame_index: int
+    counts: NDArray[np.uint16]
+    received: NDArray[np.bool_]
+
+
 class Sink(Protocol):
     """Takes the frames of an export, one after the other."""
 
@@ -193,7 +223,47 @@ def dense_layers(dense: DenseFrame) -> dict[Layer, NDArray[Any]]:
     return {"sparse": dense.measured, "mask": mask, "completed": dense.image, "uncertainty": dense.uncertainty}
 
 
-def export_frames(path: Path, form: str, plan: ExportPlan, frames: Iterable[ExportFrame]) -> None:
+def as_json(value: Any, depth: int = 0) -> Any:
+    """Return nested values as JSON has them: keys are text, no number is null, what JSON does not know is text."""
+    if isinstance(value, dict | list | tuple) and depth == MAX_DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        return {str(key): as_json(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(entry, depth + 1) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Return names of which none is there twice: a number is put behind those that were.
+
+    Examples
+    --------
+    >>> told_apart(["a", "b", "a"])
+    ['a', 'b', 'a_2']
+    """
+    seen: Counter[str] = Counter()
+    apart: dict[str, None] = {}
+    for name in names:
+        seen[name] += 1
+        unique = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        while unique in apart:
+            seen[name] += 1
+            unique = f"{name}_{seen[name]}"
+        apart[unique] = None
+    return list(apart)
+
+
+def export_frames(
+    path: Path,
+    form: str,
+    plan: ExportPlan,
+    frames: Iterable[ExportFrame],
+    *,
+    finish: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Write frames to a new file or folder; it appears when it is whole.
 
     Parameters
@@ -206,6 +276,8 @@ def export_frames(path: Path, form: str, plan: ExportPlan, frames: Iterable[Expo
         What comes.
     frames : iterable of ExportFrame
         As many as the plan says.
+    finish : callable
+        Called with what was written before it appears under its name: puts more into a folder.
 
     Raises
     ------
@@ -222,6 +294,7 @@ def export_frames(path: Path, form: str, plan: ExportPlan, frames: Iterable[Expo
                 n_written += 1
         if n_written != plan.n_frames:
             raise ExportError(f"{n_written} frames came, {plan.n_frames} were expected: the session was changed")
+        finish(part)
 
 
 def _require_as_planned(frame: ExportFrame, plan: ExportPlan) -> None:
@@ -235,7 +308,7 @@ def _require_as_planned(frame: ExportFrame, plan: ExportPlan) -> None:
 
 
 def export_points(
-    path: Path, form: str, start: ScanStart, metadata: Mapping[str, Any], blocks: Iterable[SampleBlock]
+    path: Path, form: str, start: ScanStart, metadata: Mapping[str, Any], frames: Iterable[MeasuredFrame]
 ) -> None:
     """Write every measured sample, one row each, to a new file.
 
@@ -249,17 +322,17 @@ def export_points(
         The scan.
     metadata : mapping
         What is known about it.
-    blocks : iterable of SampleBlock
-        Blocks that lie on its paths.
+    frames : iterable of MeasuredFrame
+        Its samples.
 
     Raises
     ------
     ExportError
         If it cannot be written, or `path` exists. Whatever goes wrong, nothing is left behind.
     """
-    write: Callable[[Path, ScanStart, Mapping[str, Any], Iterable[SampleBlock]], None] = _load(POINT_FORMATS[form][1])
+    write: Callable[[Path, ScanStart, Mapping[str, Any], Iterable[MeasuredFrame]], None] = _load(POINT_FORMATS[form][1])
     with _new_output(path) as part:
-        write(part, start, metadata, blocks)
+        write(part, start, as_json(dict(metadata)), frames)
 
 
 def _load(target: str) -> Any:

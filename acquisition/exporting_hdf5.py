@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from lowdose.acquisition.exporting import ExportFrame
+from lowdose.acquisition.exporting import ExportFrame, told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
+
+    from numpy.typing import NDArray
 
     from lowdose.acquisition.exporting import ExportPlan, Layer
 
@@ -141,13 +143,18 @@ class _Hdf5File:
     def _axes(self, layer: Layer) -> tuple[tuple[str, float, str, int], ...]:
         """Return name, step, unit and length of each axis."""
         n_frames, n_channels, rows, cols = self._plan.shape_of(layer)
-        step_nm = self._plan.grid_of(layer).pixel_size_nm
+        step, unit = self._plan.pixel_of(layer)
         return (
             ("frame", self._plan.frame_time_s, "s", n_frames),
             ("channel", 1.0, "", n_channels),
-            ("y", step_nm, "nm", rows),
-            ("x", step_nm, "nm", cols),
+            ("y", step, unit, rows),
+            ("x", step, unit, cols),
         )
+
+    def _known(self, *scaled: tuple[str, str, float]) -> dict[str, float]:
+        """Return those values of the metadata that are known by other names and in other units: name, key, factor."""
+        known = ((name, self._plan.metadata.get(key), factor) for name, key, factor in scaled)
+        return {name: value * factor for name, value, factor in known if value is not None}
 
 
 class HspyFile(_Hdf5File):
@@ -181,17 +188,13 @@ class HspyFile(_Hdf5File):
                 is_binned=False,
             )
         metadata = self._plan.metadata
-        instrument = {
-            "acquisition_mode": "STEM",
-            "beam_energy": metadata.get("energy_kev"),
-            "beam_current": metadata.get("beam_current_pa", 0.0) / 1e3,  # nA, as HyperSpy has it
-        }
+        beam = self._known(("beam_energy", "energy_kev", 1), ("beam_current", "beam_current_pa", 1e-3))  # keV, nA
         _put(
             group.create_group("metadata"),
             {
                 "General": {"title": layer, **_date_and_time(metadata.get("started"))},
                 "Signal": {"signal_type": "", "quantity": self._plan.unit(layer)},
-                "Acquisition_instrument": {"TEM": instrument},
+                **({"Acquisition_instrument": {"TEM": {"acquisition_mode": "STEM", **beam}}} if beam else {}),
                 "lowdose": {
                     "inferred": self._plan.inferred(layer),
                     "label": self._plan.label(layer),
@@ -228,7 +231,7 @@ class EmdFile(_Hdf5File):
         root.attrs.update(emd_group_type="root", python_class="Root")
         root.attrs.update(NX_class="NXentry", default=self._plan.layers[0])
         datasets = {layer: self._array(root.create_group(layer), layer) for layer in self._plan.layers}
-        self._instrument(self._file.create_group("measurement"))
+        self._instrument()
         _put(self._file.create_group("comments"), self._plan.described())
         return datasets
 
@@ -241,8 +244,12 @@ class EmdFile(_Hdf5File):
             group.create_dataset(name, data=np.arange(size) * step).attrs.update(units=unit, long_name=name)
         return self._dataset(group, layer)
 
-    def _instrument(self, group: Any) -> None:
-        metadata = self._plan.metadata
+    def _instrument(self) -> None:
+        """Write what is known of the beam; nothing if nothing is."""
+        beam = self._known(("voltage", "energy_kev", 1e3), ("current", "beam_current_pa", 1e-12))
+        if not beam:
+            return
+        group = self._file.create_group("measurement")
         group.attrs["NX_class"] = "NXcollection"
         instrument = group.create_group("instrument")
         instrument.attrs["NX_class"] = "NXinstrument"
@@ -250,11 +257,8 @@ class EmdFile(_Hdf5File):
         column.attrs["NX_class"] = "NXebeam_column"
         source = column.create_group("electron_source")
         source.attrs["NX_class"] = "NXsource"
-        for name, value, unit in (
-            ("voltage", 1e3 * metadata.get("energy_kev", np.nan), "V"),
-            ("current", 1e-12 * metadata.get("beam_current_pa", np.nan), "A"),
-        ):
-            source.create_dataset(name, data=value).attrs["units"] = unit
+        for name, value in beam.items():
+            source.create_dataset(name, data=value).attrs["units"] = {"voltage": "V", "current": "A"}[name]
         source.create_dataset("probe", data="electron")
 
     def _finish(self, facts: Mapping[str, Any]) -> None:
@@ -263,18 +267,31 @@ class EmdFile(_Hdf5File):
 
 def _put(group: Any, mapping: Mapping[str, Any]) -> None:
     """Write nested values: maps as groups, lists of numbers as datasets, the rest as attributes, odd things as JSON."""
-    for key, value in mapping.items():
-        name = str(key).replace("/", "_") or "_"
+    for name, value in zip(told_apart(map(_name, mapping)), mapping.values(), strict=True):
         if isinstance(value, dict):
             _put(group.create_group(name), value)
         elif value is None:
             group.attrs[name] = "_None_"
-        elif isinstance(value, list) and value and isinstance(value[0], int | float):
-            group.create_dataset(name, data=np.array(value))
-        elif isinstance(value, bool | int | float | str):
+        elif (numbers := _numbers(value)) is not None:
+            group.create_dataset(name, data=numbers)
+        elif isinstance(value, bool | int | float) or (isinstance(value, str) and "\0" not in value):
             group.attrs[name] = value
         else:
             group.attrs[name] = json.dumps(value, ensure_ascii=False)
+
+
+def _name(key: str) -> str:
+    """Return a key as a name for HDF5, to which "/" divides, NUL ends and "." is the group itself."""
+    name = key.replace("/", "_").replace("\0", "_")
+    return name if name.strip(".") else "_"
+
+
+def _numbers(value: Any) -> NDArray[Any] | None:
+    """Return a list of numbers as an array, None if it is none or an array would not hold them as they are."""
+    if not (isinstance(value, list) and value and all(isinstance(x, int | float) for x in value)):
+        return None
+    numbers = np.array(value)
+    return numbers if numbers.dtype.kind in "biuf" and numbers.tolist() == value else None
 
 
 def _date_and_time(started: str | None) -> dict[str, str]:

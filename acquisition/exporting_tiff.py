@@ -73,17 +73,17 @@ class TiffFolder:
     def _stack(self, layer: Layer) -> BinaryIO:
         """Make an empty hyperstack, and return it open where its first frame belongs."""
         plan, path = self._plan, self._path / f"{layer}.tif"
-        pixels_per_nm = 1 / plan.grid_of(layer).pixel_size_nm
+        step, unit = plan.pixel_of(layer)  # to ImageJ, pictures in pixels are not calibrated
         tifffile.imwrite(
             path,
             shape=plan.shape_of(layer),
             dtype=plan.dtype(layer),
             byteorder="<",
             imagej=True,
-            resolution=(pixels_per_nm, pixels_per_nm),
+            resolution=(1 / step, 1 / step),
             metadata={
                 "axes": "TCYX",
-                "unit": "nm",
+                "unit": unit,
                 "finterval": plan.frame_time_s,
                 "Labels": self._labels(layer),
                 "Info": json.dumps(plan.described(), indent=1),

@@ -37,11 +37,8 @@ class ZarrStore:
                 dtype=plan.dtype(layer),
                 dimension_names=("frame", "channel", "row", "col"),
                 attributes={
-                    "inferred": plan.inferred(layer),
-                    "label": plan.label(layer),
-                    "unit": plan.unit(layer),
+                    **plan.described_layer(layer),
                     "channels": list(plan.channels_of(layer)),
-                    "pixel_size_nm": plan.grid_of(layer).pixel_size_nm,
                     "frame_time_s": plan.frame_time_s,
                 },
             )

@@ -35,7 +35,12 @@ def verify(path: Path) -> SessionReport:
     for _ in reader:
         pass
     report = reader.report
-    return dataclasses.replace(report, damage=report.damage + _wrong_sections(path)) if report.ended else report
+    if not report.ended:
+        return report
+    damage = report.damage + _wrong_sections(path)
+    if report.lost and not damage:
+        damage = (f"{report.lost:,} messages were lost before this file was written: it was recovered from another",)
+    return dataclasses.replace(report, damage=damage)
 
 
 _FOOTER_BYTES = RECORD_HEAD.size + 20

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -15,19 +15,22 @@ import zstandard
 from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.opcode import Opcode
-from mcap.stream_reader import breakup_chunk
 from mcap.writer import MCAP0_MAGIC
 
 from lowdose.acquisition.recording import FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, PROFILE, unpacked
 from lowdose.acquisition.wire import Message, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
     from typing import BinaryIO
 
 MAX_RECORD_BYTES = MAX_MESSAGE_BYTES + 8 * MAX_CHUNK_BYTES
 """Largest chunk read, packed or not: the largest message, with what was in its chunk before it."""
+MAX_CHUNK_RECORDS = 1 << 16
+"""Most records in a chunk read: several times what the smallest messages come to in the largest one written."""
+MAX_LOOKS = 4
+"""So many times its size is looked at of a file in which every search for a chunk leads to another one."""
 MAX_DAMAGE_TOLD = 100
 
 
@@ -44,7 +47,7 @@ class SessionReport:
     path : Path
         The file.
     size_bytes, readable_bytes : int
-        Its size, and up to where its records could be followed.
+        Its size, and up to where its records could be followed in the end.
     chunks, messages : int
         Read, with their CRC right.
     lost : int
@@ -76,8 +79,9 @@ class SessionReport:
 class SessionReader:
     """Reads a session file from its beginning, as far as it goes; it may be cut short, damaged or still being written.
 
-    A damaged chunk is left out and told of; where the file's records cannot be followed any more, reading ends. The
-    index at the end of the file is never asked. `report` tells what the last pass came to, as far as it went.
+    A damaged chunk is left out and told of; where the file's records cannot be followed any more, the next whole chunk
+    is searched for. The index at the end of the file is never asked. `report` tells what the last pass came to, as far
+    as it went.
 
     Parameters
     ----------
@@ -87,12 +91,14 @@ class SessionReader:
     Raises
     ------
     SessionError
-        If the file cannot be opened, is no session, or is of another version.
+        If the file cannot be opened, is no regular file, no session, or of another version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
+                raise SessionError(f"{path} is no regular file: expected a session file (.mcap)")
             with path.open("rb") as file:
                 _require_session(path, file)
         except OSError as error:
@@ -131,8 +137,11 @@ def read_session(path: Path) -> SessionReader:
 RECORD_HEAD = struct.Struct("<BQ")
 _MAX_HEADER_RECORD = 1 << 16
 _UNREADABLE = (McapError, ValueError, struct.error, OverflowError, zstandard.ZstdError)
-_FOLLOWED = (Opcode.CHUNK, Opcode.FOOTER)
 _FIRST_PRIVATE = 0x80
+_CHUNK_HEAD_BYTES = 40
+_WINDOW_BYTES = 1 << 16
+_MARK, _MARK_AT = struct.pack("<I", 4) + b"zstd", RECORD_HEAD.size + 28
+"""The name of a chunk's compression, by which one is found again, and where it stands within the record."""
 
 
 def _require_session(path: Path, file: BinaryIO) -> None:
@@ -165,7 +174,7 @@ class _Pass:
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._size = path, size
-        self._at = 0
+        self._at = self._sound_to = self._looked_at = 0  # sound up to the end of the last whole chunk
         self._n_chunks = self._refused = self._last = 0
         self._lost = 0
         self._damage: list[str] = []
@@ -200,32 +209,86 @@ class _Pass:
             self._tell(f"the file cannot be read beyond byte {self._at:,}: {error.strerror or error}")
 
     def _chunks(self, file: BinaryIO) -> Iterator[bytes]:
-        at = len(file.read(len(MCAP0_MAGIC)))
+        at = self._sound_to = len(file.read(len(MCAP0_MAGIC)))
+        while trouble := (yield from self._followed(file, at)):
+            found = self._next_chunk(file)
+            if found is None:
+                self._tell(trouble)
+                return
+            skipped = f"{found - self._sound_to:,} bytes are skipped, up to the next whole chunk"
+            self._tell(f"the records cannot be followed from byte {self._sound_to:,} on: {skipped}")
+            at = found
+
+    def _followed(self, file: BinaryIO, at: int) -> Generator[bytes, None, str]:
+        """Yield the chunks' bodies from a byte on; return why no more can be had, "" at the end of a closed file."""
         while True:
             self._at = at
+            file.seek(at)
             head = file.read(RECORD_HEAD.size)
+            self._looked_at += len(head)
             if len(head) < RECORD_HEAD.size:
-                self._tell(f"cut short at byte {self._size:,}: the file was not closed")
-                return
+                return f"cut short at byte {self._size:,}: the file was not closed"
             opcode, length = RECORD_HEAD.unpack(head)
             at += RECORD_HEAD.size + length
             if not (0 < opcode <= max(Opcode) or opcode >= _FIRST_PRIVATE):
-                self._tell(f"there is no record at byte {self._at:,}: nothing beyond can be read")
-                return
+                return f"there is no record at byte {self._at:,}: nothing beyond can be read"
             if at > self._size:
-                self._tell(f"cut short at byte {self._size:,}, within a record that began at byte {self._at:,}")
-                return
-            if opcode not in _FOLLOWED:
-                file.seek(length, os.SEEK_CUR)
-            elif length > MAX_RECORD_BYTES:
-                self._tell(f"the record at byte {self._at:,} has {length:,} bytes: nothing beyond can be read")
-                return
-            elif opcode == Opcode.CHUNK:
+                return f"cut short at byte {self._size:,}, within a record that began at byte {self._at:,}"
+            if opcode == Opcode.FOOTER:
+                return self._end(file, at)
+            if opcode == Opcode.CHUNK and length > MAX_RECORD_BYTES:
+                return f"the record at byte {self._at:,} has {length:,} bytes: nothing beyond can be read"
+            if opcode == Opcode.CHUNK:
+                self._looked_at += length
                 yield file.read(length)
-            else:
-                file.seek(length, os.SEEK_CUR)
-                self._end(at, file.read(len(MCAP0_MAGIC) + 1))
-                return
+
+    def _end(self, file: BinaryIO, at: int) -> str:
+        """Note that the file ends at a byte; return why it does not."""
+        file.seek(at)
+        magic = file.read(len(MCAP0_MAGIC) + 1)
+        self._ended = magic == MCAP0_MAGIC
+        if not self._ended:
+            return f"cut short at byte {self._size:,}: the file was not closed"
+        self._at = at + len(magic)
+        return ""
+
+    # --- finding a chunk again --------------------------------------------------------------------------------------
+
+    def _next_chunk(self, file: BinaryIO) -> int | None:
+        """Return where the next whole chunk after the last one begins, None if there is none."""
+        for at in self._marked(file):
+            if self._looked_at > MAX_LOOKS * self._size:
+                return None
+            if self._is_whole_chunk(file, at):
+                return at
+        return None
+
+    def _marked(self, file: BinaryIO) -> Iterator[int]:
+        """Yield where a chunk may begin after the last whole one."""
+        at, overlap = self._sound_to, _MARK_AT + len(_MARK) - 1
+        file.seek(at)
+        while len(window := file.read(_WINDOW_BYTES)) > overlap:
+            found = window.find(_MARK, _MARK_AT)
+            while found >= 0:
+                yield at + found - _MARK_AT
+                found = window.find(_MARK, found + 1)
+            self._looked_at += len(window)
+            at += len(window) - overlap
+            file.seek(at)
+
+    def _is_whole_chunk(self, file: BinaryIO, at: int) -> bool:
+        file.seek(at)
+        try:
+            opcode, length = RECORD_HEAD.unpack(file.read(RECORD_HEAD.size))
+            if opcode != Opcode.CHUNK or length > min(MAX_RECORD_BYTES, self._size - at - RECORD_HEAD.size):
+                return False
+            self._looked_at += length
+            _messages_of(file.read(length))
+        except _UNREADABLE:
+            return False
+        return True
+
+    # --- what is in a chunk -----------------------------------------------------------------------------------------
 
     def messages(self, chunk: bytes) -> list[mcap_records.Message]:
         """Return the messages of a chunk, none if it is damaged."""
@@ -235,18 +298,12 @@ class _Pass:
             self._tell(f"the chunk at byte {self._at:,} is damaged and left out: {error}")
             return []
         self._n_chunks += 1
+        self._sound_to = self._at + RECORD_HEAD.size + len(chunk)
         for record in records:
             ahead = (record.sequence - self._last - 1) & 0xFFFFFFFF
             self._lost += ahead if ahead < 1 << 31 else 0  # a number that does not grow tells nothing
             self._last = record.sequence
         return records
-
-    def _end(self, at: int, magic: bytes) -> None:
-        self._ended = magic == MCAP0_MAGIC
-        if self._ended:
-            self._at = at + len(magic)
-        else:
-            self._tell(f"cut short at byte {self._size:,}: the file was not closed")
 
     def _tell(self, what: str) -> None:
         if len(self._damage) < MAX_DAMAGE_TOLD:
@@ -255,19 +312,32 @@ class _Pass:
 
 def _messages_of(body: bytes) -> list[mcap_records.Message]:
     """Return the messages of a chunk record; one of `_UNREADABLE` if anything about it is wrong."""
+    content = _content_of(body)
+    stream = ReadDataStream(BytesIO(content))
+    messages: list[mcap_records.Message] = []
+    for _ in range(MAX_CHUNK_RECORDS):
+        if stream.count == len(content):
+            return messages
+        opcode, length = stream.read1(), stream.read8()
+        if opcode == Opcode.MESSAGE:
+            messages.append(mcap_records.Message.read(stream, length))
+        else:
+            stream.read(length)
+    raise ValueError(f"it holds more than {MAX_CHUNK_RECORDS:,} records")
+
+
+def _content_of(body: bytes) -> bytes:
+    """Return what a chunk record holds, unpacked; one of `_UNREADABLE` if that is not what was written."""
     chunk = mcap_records.Chunk.read(ReadDataStream(BytesIO(body)))
     size = chunk.uncompressed_size
     if size > MAX_RECORD_BYTES:
         raise ValueError(f"its content is said to have {size:,} bytes")
-    if chunk.compression == "zstd":
-        if zstandard.frame_content_size(chunk.data) != size:
-            raise ValueError("its sizes differ")
-        content = zstandard.decompress(chunk.data, size)
-    elif chunk.compression == "":
-        content = chunk.data
-    else:
+    if chunk.compression not in ("", "zstd"):
         raise ValueError(f"it is compressed by {chunk.compression[:20]!r}, expected zstd")
+    content_size = zstandard.frame_content_size(chunk.data) if chunk.compression else len(chunk.data)
+    if content_size != size or len(body) != _CHUNK_HEAD_BYTES + len(chunk.compression) + len(chunk.data):
+        raise ValueError("its sizes differ")
+    content = zstandard.decompress(chunk.data, size) if chunk.compression else chunk.data
     if len(content) != size or zlib.crc32(content) != chunk.uncompressed_crc:
         raise ValueError("its CRC is wrong")
-    records = breakup_chunk(dataclasses.replace(chunk, compression="", data=content))
-    return [record for record in records if isinstance(record, mcap_records.Message)]
+    return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,26 +30,28 @@ class ScanSummary:
     ----------
     start : ScanStart
         Where its samples belong.
-    frame_indices : tuple of int
-        Frames with a sample recorded.
+    frame_indices, frame_times_ns : tuple of int
+        Frames with a sample recorded, and the time of the first of each [ns].
     whole_frames : int
         How many have all of them.
     samples, samples_missing : int
         Probe positions recorded; and those that should have come between the first and the last that did.
     blocks, blocks_lost, blocks_refused : int
-        Blocks recorded; running numbers left out; blocks that fit no position of the scan.
+        Blocks recorded; running numbers left out; blocks that came too late or fit no position.
     dense_frames : int
         Completed frames recorded beside the samples.
     duration_s : float
         From the first recorded sample to the last [s].
     dose_e_per_a2 : float
-        Over the field, of the recorded samples; settling and flyback are not recorded [e-/Å^2].
+        Over the field, of the recorded samples, 0 if the beam current is no number > 0; settling and flyback are not
+        recorded [e-/Å^2].
     end : str or None
         Why it ended; None if that was not recorded.
     """
 
     start: ScanStart
     frame_indices: tuple[int, ...]
+    frame_times_ns: tuple[int, ...]
     whole_frames: int
     samples: int
     samples_missing: int
@@ -155,6 +158,7 @@ class ScanTally:
     def __init__(self, start: ScanStart) -> None:
         self.start = start
         self._frame_indices: list[int] = []
+        self._frame_times_ns: list[int] = []
         self._got = np.zeros(0, bool)
         self._expected_from = 0
         self._whole = self._samples = self._missing = 0
@@ -183,6 +187,7 @@ class ScanTally:
         return ScanSummary(
             start=self.start,
             frame_indices=tuple(self._frame_indices),
+            frame_times_ns=tuple(self._frame_times_ns),
             whole_frames=self._whole + whole,
             samples=self._samples + samples,
             samples_missing=self._missing + missing,
@@ -203,6 +208,7 @@ class ScanTally:
         if block.frame_index > last:
             self._begin(block, last)
         self._got[block.first : block.first + block.counts.shape[1]] = True
+        self._frame_times_ns[-1] = min(self._frame_times_ns[-1], block.t_first_ns)
         self._first_ns = block.t_first_ns if self._first_ns is None else min(self._first_ns, block.t_first_ns)
         self._last_ns = max(self._last_ns, block.t_last_ns)
 
@@ -217,6 +223,7 @@ class ScanTally:
         self._expected_from = block.first if last < 0 else 0
         self._got = np.zeros(len(self.start.path_of(block.frame_index)), bool)
         self._frame_indices.append(block.frame_index)
+        self._frame_times_ns.append(block.t_first_ns)
 
     def _frame_figures(self, until: int) -> tuple[int, int, int, float]:
         """Return whether the frame is whole, its samples, those missing up to a position, and the time of the beam."""
@@ -238,6 +245,6 @@ class ScanTally:
 
     def _dose(self, beam_us: float) -> float:
         current_pa = self.start.beam_current_pa
-        if not (current_pa > 0 and beam_us > 0):
+        if not (0 < current_pa < math.inf and beam_us > 0):
             return 0.0
         return frame_dose_e_per_a2(self.start.paths[0], current_pa, beam_time_us=beam_us)

@@ -30,7 +30,9 @@ def replay(
     ] = 1.0,
     start: Annotated[float, typer.Option(metavar="S", help="Begin so many seconds after the first sample.")] = 0.0,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
-    step: Annotated[bool, typer.Option("--step", help="One frame for each Enter, or Start in the window.")] = False,
+    step: Annotated[
+        bool, typer.Option("--step", help="Hold after every frame, until Enter, or Start in the window.")
+    ] = False,
     config: ConfigOption = None,
     overrides: Overrides = None,
     headless: Annotated[bool, typer.Option("--headless", help="No window.")] = False,

@@ -14,6 +14,8 @@ from lowdose.config.errors import ConfigError
 from lowdose.config.options import pattern_mapping
 from lowdose.config.registry import make_pattern
 from lowdose.config.schema import StageSettings
+from lowdose.config.session import printable
+from lowdose.config.session_export import require_name, require_place
 from lowdose.reconstruction.completion import completed
 from lowdose.scan_patterns.checks import nearest_name
 from lowdose.scan_patterns.grid import ScanGrid
@@ -37,7 +39,7 @@ class Measured:
     Parameters
     ----------
     mask : Path or None
-        A picture of the same size, 0 = not measured.
+        A picture of the same size, 0 or NaN = not measured.
     pattern, coverage, true_coverage : str or None
         A scan pattern and how much of the picture it visits: tries the completion of a whole picture.
     """
@@ -81,9 +83,9 @@ def run_complete(path: Path, measured: Measured, *, engine: str, form: str, out:
     """
     if form not in FORMATS:
         raise ConfigError(f"unknown --format '{form}': {nearest_name(form, FORMATS)}")
+    require_name(path)
     out = out or path.with_name(f"{path.stem}-completed{FORMATS[form][0]}")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+    require_place(out)
     stored = read_image(path, 0)
     if stored.n_images != 1:
         raise ConfigError(f"{path} holds {stored.n_images} images: expected one, export it alone")
@@ -101,9 +103,9 @@ def run_complete(path: Path, measured: Measured, *, engine: str, form: str, out:
         "uncertainty": uncertainty[None],
     }
     n = int(mask.sum())
-    frame = ExportFrame(frame_index=0, samples_used=n, positions=n, t_s=0.0, engine=plan.engines, layers=layers)
+    frame = ExportFrame(frame_index=0, samples_used=n, positions=n, t_s=None, engine=plan.engines, layers=layers)
     export_frames(out, form, plan, [frame])
-    print(f"wrote {out}: {n / mask.size:.2%} measured, completed by {plan.engines}")
+    print(f"wrote {printable(str(out))}: {n / mask.size:.2%} measured, completed by {plan.engines}")
     return 0
 
 
@@ -111,12 +113,14 @@ def _mask_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     mask = read_image(path, 0).values
     if mask.shape != shape:
         raise ConfigError(f"--mask {path} has {mask.shape} pixels, the picture {shape}: they must be of one size")
-    measured: NDArray[np.bool_] = mask != 0
+    measured: NDArray[np.bool_] = (mask != 0) & ~np.isnan(mask)
     return measured
 
 
 def _plan(path: Path, grid: ScanGrid, scale: int, engine: EngineInfo, *, calibrated: bool) -> ExportPlan:
-    known: dict[str, Any] = {} if calibrated else {"pixel_size_nm": "not known: the file does not tell it"}
+    unknown = (
+        {} if calibrated else {"pixel_size_nm": "not known: the file tells none that is alike along rows and columns"}
+    )
     told = engine.uncertainty_kind != "none"
     return ExportPlan(
         grid=grid,
@@ -129,9 +133,10 @@ def _plan(path: Path, grid: ScanGrid, scale: int, engine: EngineInfo, *, calibra
         values_unit="",
         metadata={
             "program": f"lowdose {versions()['lowdose']}",
-            "picture": path.name,
+            "picture": printable(path.name),
             "engine_digest": engine.digest,
             "engine_target": engine.target,
-            **known,
+            **unknown,
         },
+        calibrated=calibrated,
     )

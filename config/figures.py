@@ -27,16 +27,19 @@ def percentiles(values_ms: NDArray[np.float64]) -> dict[str, float]:
 
 
 def write_json(path: Path, figures: Any) -> None:
-    """Write figures to a file, which appears when it is whole.
+    """Write figures to a file, which appears when it is whole; what is no file, as /dev/stdout, is written to.
 
     Raises
     ------
     RuntimeError
         If it cannot be written, with its name.
     """
-    text = json.dumps(figures, indent=2) + "\n"
+    content = (json.dumps(figures, indent=2, allow_nan=False) + "\n").encode()
     try:
-        write_whole(path, text.encode())
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+        else:
+            write_whole(path, content)
     except OSError as error:
         raise RuntimeError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -21,8 +21,9 @@ from lowdose.config.engines import require_engine
 from lowdose.config.errors import ConfigError
 from lowdose.config.launch import Supervisor, with_free_ports
 from lowdose.config.options import require_writable
+from lowdose.config.session import printable
 from lowdose.simulator.replay_service import ReplayService
-from lowdose.simulator.replay_timing import require_not_negative
+from lowdose.simulator.replay_timing import require_pace
 from lowdose.simulator.replayed_scan import label
 from lowdose.simulator.session_replay import SessionReplay
 
@@ -47,7 +48,7 @@ class ReplayOptions:
     Parameters
     ----------
     speed : float
-        So many times faster than recorded; 0 = as fast as the reconstruction takes it, nothing dropped.
+        So many times faster than recorded, at least 0.001; 0 = as fast as the reconstruction takes it, nothing dropped.
     start_s : float
         Frames that began earlier after the first sample are left out [s].
     loop, step : bool
@@ -60,7 +61,7 @@ class ReplayOptions:
     step: bool = False
 
     def __post_init__(self) -> None:
-        require_not_negative(speed=self.speed, start_s=self.start_s)
+        require_pace(speed=self.speed, start_s=self.start_s)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -89,6 +90,8 @@ def run_replay(
     ConfigError
         If an option or a setting is wrong.
     """
+    if settings.record.path:
+        raise ConfigError(f"record.path is {settings.record.path!r}, but a replay is not recorded: leave it out")
     if not headless and not has_screen():
         print("no screen: running without a window")
         headless = True
@@ -146,12 +149,13 @@ def run_replay_service(session: Path, settings: LowdoseSettings, options: Replay
 
 def tell_what_is_missing(reader: SessionReader, replay: SessionReplay) -> None:
     """Log what of a session could not be replayed."""
+    name = printable(str(reader.path))
     if not reader.report.whole:
-        logger.warning("%s is not whole, what can be read was replayed: see 'lowdose session verify'", reader.path)
+        logger.warning("%s is not whole, what can be read was replayed: see 'lowdose session verify'", name)
     if replay.homeless or replay.refused:
         logger.warning(
             "%s: %d blocks left out because their scan's start is missing, %d because they are not on its path",
-            *(reader.path, replay.homeless, replay.refused),
+            *(name, replay.homeless, replay.refused),
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from lowdose.acquisition.exporting import as_json
 from lowdose.acquisition.session_check import recover, verify
 from lowdose.acquisition.session_summary import ScanSummary, SessionSummary, summarise
+from lowdose.config.figures import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ def print_info(path: Path, json_file: Path | None = None) -> int:
     summary = summarise(path)
     print(*_info_lines(summary), sep="\n")
     if json_file is not None:
-        json_file.write_text(json.dumps(_info_figures(summary), indent=2, default=str) + "\n", encoding="utf-8")
+        write_json(json_file, as_json(_info_figures(summary)))
     return 0
 
 
@@ -37,14 +38,14 @@ def print_recovery(path: Path, out: Path) -> int:
     """Copy what can be read of a session to a new file and print what that is; return the exit code."""
     report = recover(path, out)
     print(*_report_lines(report), sep="\n")
-    print(f"wrote {out}: {report.messages:,} messages")
+    print(f"wrote {printable(str(out))}: {report.messages:,} messages")
     return 0
 
 
-def _report_lines(report: SessionReport) -> list[str]:
-    state = "whole" if report.whole else "NOT whole"
+def _report_lines(report: SessionReport, sound: str = "whole") -> list[str]:
+    state = sound if report.whole else "NOT whole"
     return [
-        f"{report.path}: {state}, {report.readable_bytes:,} of {report.size_bytes:,} bytes readable",
+        f"{printable(str(report.path))}: {state}, {report.readable_bytes:,} of {report.size_bytes:,} bytes readable",
         f"{report.messages:,} messages in {report.chunks:,} chunks with the right CRC, {report.lost:,} lost between "
         f"them, {report.refused:,} refused",
         *(f"  {printable(line)}" for line in report.damage),
@@ -55,7 +56,7 @@ def _info_lines(summary: SessionSummary) -> list[str]:
     opening = summary.opening
     began = _time_text(opening.get("wall_clock_ns"))
     lines = [
-        *_report_lines(summary.report),
+        *_report_lines(summary.report, sound="readable to its end"),  # `verify` alone looks at every byte
         f"recorded {began or 'at an unknown time'} by lowdose {printable(str(opening.get('lowdose', '?')))}",
         ", ".join(f"{n:,} {kind}" for kind, n in summary.messages.items()),
     ]
@@ -88,7 +89,7 @@ def _scan_facts(scan: ScanSummary) -> Iterator[str]:
     else:
         yield (
             f"gaps: {scan.samples_missing:,} samples missing by index, {scan.blocks_lost:,} blocks by running number, "
-            f"{scan.blocks_refused:,} blocks fit nowhere"
+            f"{scan.blocks_refused:,} blocks came too late or fit nowhere"
         )
     if scan.dense_frames:
         yield f"{scan.dense_frames:,} completed frames recorded"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lowdose.acquisition.assembly import FrameAssembler, block_fits
+import numpy as np
+
+from lowdose.acquisition.assembly import FrameAssembler
 from lowdose.acquisition.exporting import (
     FORMATS,
     LAYERS,
@@ -22,17 +23,19 @@ from lowdose.acquisition.exporting import (
     export_points,
     sparse_layers,
 )
+from lowdose.acquisition.exporting_points import measured_frames
 from lowdose.acquisition.frames import DenseFrame
 from lowdose.acquisition.messages import SampleBlock
 from lowdose.acquisition.recording import versions
 from lowdose.acquisition.session_reader import SessionReader
 from lowdose.acquisition.session_summary import ScanSummary, SessionSummary, summarise
 from lowdose.config.build import require_memory
-from lowdose.config.engines import build_engine
+from lowdose.config.engines import build_engine, require_engine
 from lowdose.config.errors import ConfigError
 from lowdose.config.schema import StageSettings
 from lowdose.config.session import printable, scan_metadata
-from lowdose.reconstruction.pipeline import Reconstructor
+from lowdose.reconstruction.engines import AUTO
+from lowdose.reconstruction.pipeline import UNCERTAINTY_ORDER, Reconstructor
 from lowdose.scan_patterns.checks import nearest_name
 
 if TYPE_CHECKING:
@@ -43,12 +46,17 @@ if TYPE_CHECKING:
 
     from lowdose.acquisition.frames import SparseFrame
     from lowdose.acquisition.messages import ScanStart
+    from lowdose.reconstruction.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 RECORDED = "recorded"
 """Stands for the completed frames of the session itself, where an engine is named."""
 MAPS_WAIT_S = 120.0
+MAX_DIGITS = 19
+"""Of a frame's index, which is below 2^63."""
+DWELL_TIMES_US = (1e-6, 1e12)
+"""1 ps to 11 days: of what lies outside, float32 makes zeros or infinities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Selection:
     Parameters
     ----------
     what : tuple of str
-        Layers; the mask comes along.
+        Layers as asked for, none = measured and completed; the mask comes along.
     scan : int or None
         Number of the scan from 1, as `info` lists them; None = the only one.
     frames : tuple of (int, int)
@@ -72,6 +80,20 @@ class Selection:
     frames: tuple[int, int]
     engine: str
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers to export."""
+        return self.what or ("sparse", "completed")
+
+    @property
+    def completes(self) -> bool:
+        """One of the layers is inferred."""
+        return not {"completed", "uncertainty"}.isdisjoint(self.layers)
+
+    def chooses(self, frame_index: int) -> bool:
+        """Tell whether a frame is among those exported."""
+        return self.frames[0] <= frame_index < self.frames[1]
+
 
 def make_selection(what: Sequence[str], scan: int | None, frames: str | None, engine: str) -> Selection:
     """Return a selection of options as they come from the command line.
@@ -84,17 +106,17 @@ def make_selection(what: Sequence[str], scan: int | None, frames: str | None, en
     for layer in what:
         if layer not in LAYERS:
             raise ConfigError(f"unknown --what '{layer}': {nearest_name(layer, LAYERS)}")
-    layers = tuple(layer for layer in LAYERS if layer in what) or ("sparse", "completed")
-    return Selection(layers, scan, _frame_range(frames), engine)
+    return Selection(tuple(layer for layer in LAYERS if layer in what), scan, _frame_range(frames), engine)
 
 
 def _frame_range(text: str | None) -> tuple[int, int]:
     """Return first and one after the last of ``A:B``, ``A:``, ``:B`` or ``A``."""
     first, colon, stop = (text or ":").partition(":")
-    if not all(part == "" or part.isdecimal() for part in (first, stop)) or not (first or colon):
-        raise ConfigError(f"--frames takes A:B, the first frame and the one after the last, got {text!r}")
+    for number in (first, stop):
+        if number and not (number.isdecimal() and len(number) <= MAX_DIGITS):
+            raise ConfigError(f"--frames takes A:B, the first frame and the one after the last, got {text!r:.60}")
     begin = int(first or 0)
-    end = int(stop) if stop else begin + 1 if not colon else 1 << 62
+    end = int(stop) if stop else begin + 1 if not colon else 1 << 63
     if end <= begin:
         raise ConfigError(f"--frames {text} holds no frame: the second number is the one after the last")
     return begin, end
@@ -118,28 +140,53 @@ def run_export(path: Path, form: str, selection: Selection, out: Path | None) ->
     """
     if form not in FORMATS and form not in POINT_FORMATS:
         raise ConfigError(f"unknown --format '{form}': {nearest_name(form, [*FORMATS, *POINT_FORMATS])}")
+    require_name(path)
     out = out or default_out(path, form, selection.scan)
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+    require_place(out)
+    _require_engine(form, selection)
     summary = summarise(path)
     if not summary.report.whole:
-        logger.warning("%s is not whole, what can be read is exported: see 'lowdose session verify'", path)
+        logger.warning(
+            "%s is not whole, what can be read is exported: see 'lowdose session verify'", printable(str(path))
+        )
     scan = _chosen_scan(summary, selection.scan)
     require_memory(scan.start.grid, len(scan.start.channels))
     metadata = _export_metadata(path, scan)
     reader = SessionReader(path)
     if form in POINT_FORMATS:
-        export_points(out, form, scan.start, metadata, _wanted_blocks(reader, scan.start, selection.frames))
+        _export_points(reader, scan, selection, metadata, form, out)
     else:
         _export_pictures(reader, scan, selection, metadata, form, out)
-    print(f"wrote {out}")
+    print(f"wrote {printable(str(out))}")
     return 0
+
+
+def require_name(path: Path) -> None:
+    """Raise ConfigError unless a path could be that of a file, as "", "." and "/" could not."""
+    if not path.name:
+        raise ConfigError(f"expected the name of a file, got '{path}'")
+
+
+def require_place(out: Path) -> None:
+    """Raise ConfigError unless there is a folder for what is to be written."""
+    require_name(out)
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"cannot write {printable(str(out))}: there is no folder {printable(str(folder))}")
+
+
+def _require_engine(form: str, selection: Selection) -> None:
+    """Raise ConfigError for an engine that does not exist, and for options of pictures where samples are exported."""
+    if form in POINT_FORMATS and (selection.what or selection.engine != AUTO):
+        raise ConfigError(f"--what and --engine are for pictures, {form} holds the measured samples: leave them out")
+    if selection.engine != RECORDED:
+        require_engine(StageSettings(complete=selection.engine))
 
 
 def _chosen_scan(summary: SessionSummary, number: int | None) -> ScanSummary:
     scans = summary.scans
     if not scans:
-        raise ConfigError(f"there is no scan in {summary.report.path}")
+        raise ConfigError(f"there is no scan in {printable(str(summary.report.path))}")
     if number is None and len(scans) > 1:
         listed = "; ".join(
             f"{k}: {scan.frames} frames, {scan.start.pattern.get('name')}" for k, scan in enumerate(scans, 1)
@@ -151,16 +198,38 @@ def _chosen_scan(summary: SessionSummary, number: int | None) -> ScanSummary:
 
 
 def _export_metadata(path: Path, scan: ScanSummary) -> dict[str, Any]:
-    metadata = {"program": f"lowdose {versions()['lowdose']}", "session": path.name, **scan_metadata(scan.start)}
-    missing = {"samples_missing": scan.samples_missing, "blocks_lost": scan.blocks_lost}
-    plain: dict[str, Any] = json.loads(json.dumps({**metadata, **missing}, default=str))
-    return plain
+    return {
+        "program": f"lowdose {versions()['lowdose']}",
+        "session": printable(path.name),
+        **scan_metadata(scan.start),
+        "samples_missing": scan.samples_missing,
+        "blocks_lost": scan.blocks_lost,
+    }
 
 
-def _wanted_blocks(reader: SessionReader, start: ScanStart, frames: tuple[int, int]) -> Iterator[SampleBlock]:
-    for message in reader:
-        if isinstance(message, SampleBlock) and block_fits(start, message) and message.frame_index in range(*frames):
-            yield message
+def _chosen_frames(scan: ScanSummary, selection: Selection) -> list[int]:
+    """Return the indices of the measured frames to export; ConfigError if there is none."""
+    chosen = [index for index in scan.frame_indices if selection.chooses(index)]
+    _require_frames(len(chosen), scan)
+    return chosen
+
+
+def _require_frames(n_frames: int, scan: ScanSummary) -> None:
+    if n_frames == 0:
+        raise ConfigError(f"scan and --frames hold no frame to export: the scan has {scan.frames} frames")
+
+
+def _export_points(
+    reader: SessionReader, scan: ScanSummary, selection: Selection, metadata: dict[str, Any], form: str, out: Path
+) -> None:
+    _chosen_frames(scan, selection)
+    frames = measured_frames(scan.start, _blocks(reader))
+    chosen = (frame for frame in frames if selection.chooses(frame.frame_index))
+    export_points(out, form, scan.start, metadata, chosen)
+
+
+def _blocks(reader: SessionReader) -> Iterator[SampleBlock]:
+    return (message for message in reader if isinstance(message, SampleBlock))
 
 
 def _export_pictures(
@@ -169,34 +238,50 @@ def _export_pictures(
     from rich.console import Console
     from rich.progress import track
 
-    made = _recorded_frames if selection.engine == RECORDED else _completed_frames
-    wanted, n_frames = made(reader, scan, selection)
-    if n_frames == 0:
-        raise ConfigError(f"scan and --frames hold no frame to export: the scan has {scan.frames} frames")
-    first = next(wanted)
-    if "uncertainty" in selection.what and (first.dense is None or first.dense.uncertainty_kind == "none"):
-        raise ConfigError("--what uncertainty: the engine tells none, choose another --engine")
-    plan = _plan(scan, selection, metadata, n_frames, first.dense)
-    frames = (found.exported(scan.start, plan) for found in chain([first], wanted))
-    console = Console(stderr=True)
-    shown = track(frames, "exporting", total=n_frames, console=console, transient=True, disable=not console.is_terminal)
+    series = (_recorded_series if selection.engine == RECORDED else _made_series)(reader, scan, selection)
+    if "uncertainty" in selection.layers and series.uncertainty_kind == "none":
+        raise ConfigError("--what uncertainty: the engine tells none of every frame, choose another --engine")
+    plan = ExportPlan(
+        grid=scan.start.grid,
+        scale=series.scale,
+        channels=scan.start.channels,
+        layers=selection.layers,
+        n_frames=series.n_frames,
+        frame_time_s=series.frame_time_s,
+        engines=series.engines,
+        uncertainty_kind=series.uncertainty_kind,
+        metadata=metadata,
+    )
+    frames = (found.exported(scan.start, plan) for found in series.frames)
+    console, total = Console(stderr=True), series.n_frames
+    shown = track(frames, "exporting", total=total, console=console, transient=True, disable=not console.is_terminal)
     export_frames(out, form, plan, shown)
 
 
-def _plan(
-    scan: ScanSummary, selection: Selection, metadata: dict[str, Any], n_frames: int, dense: DenseFrame | None
-) -> ExportPlan:
-    return ExportPlan(
-        grid=scan.start.grid,
-        scale=dense.scale if dense else 1,
-        channels=scan.start.channels,
-        layers=selection.what,
-        n_frames=n_frames,
-        frame_time_s=scan.duration_s / scan.frames if scan.frames and scan.duration_s > 0 else 1.0,
-        engines=dense.engine if dense else "",
-        uncertainty_kind=dense.uncertainty_kind if dense else "none",
-        metadata=metadata,
-    )
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The frames of an export, and what is known of all of them before the first.
+
+    Parameters
+    ----------
+    frames : iterator of _Found
+        The frames.
+    n_frames : int
+        How many.
+    frame_time_s : float
+        From one to the next, in the mean; 1 if it is not known.
+    scale : int
+        Of the first.
+    engines, uncertainty_kind : str
+        What completes them, and what the least of their uncertainties is worth.
+    """
+
+    frames: Iterator[_Found]
+    n_frames: int
+    frame_time_s: float
+    scale: int = 1
+    engines: str = ""
+    uncertainty_kind: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,43 +310,92 @@ class _Found:
         )
 
 
-def _recorded_frames(reader: SessionReader, scan: ScanSummary, selection: Selection) -> tuple[Iterator[_Found], int]:
-    """Return the completed frames that the session holds, and how many."""
+def _recorded_series(reader: SessionReader, scan: ScanSummary, selection: Selection) -> _Series:
+    """Return the completed frames that the session holds."""
     if not scan.dense_frames:
         raise ConfigError("the session holds no completed frames: choose an --engine to make them of the samples")
-    n_frames = sum(1 for _ in _wanted_dense(reader, scan.start, selection.frames))
-    return (_Found(None, dense) for dense in _wanted_dense(reader, scan.start, selection.frames)), n_frames
+    facts = [
+        (dense.engine, dense.uncertainty_kind, dense.scale, dense.times_ns.get("first_sample"))
+        for dense in _wanted_dense(reader, scan.start, selection)
+    ]
+    _require_frames(len(facts), scan)
+    engines, kinds, scales, times_ns = zip(*facts, strict=True)
+    return _Series(
+        frames=(_Found(None, dense) for dense in _wanted_dense(reader, scan.start, selection)),
+        n_frames=len(facts),
+        frame_time_s=_frame_time_s(times_ns[0], times_ns[-1], len(facts)),
+        scale=scales[0],
+        engines=_counted(engines),
+        uncertainty_kind=min(kinds, key=UNCERTAINTY_ORDER.index),
+    )
 
 
-def _wanted_dense(reader: SessionReader, start: ScanStart, frames: tuple[int, int]) -> Iterator[DenseFrame]:
+def _counted(engines: Sequence[str]) -> str:
+    """Return who completed frames, with the number of them where that were several."""
+    counted = [(printable(name), n) for name, n in Counter(engines).most_common()]
+    if len(counted) == 1:
+        return counted[0][0]
+    return ", ".join(f"{name} ({n} of {len(engines)} frames)" for name, n in counted)
+
+
+def _frame_time_s(first_ns: int | None, last_ns: int | None, n_frames: int) -> float:
+    """Return the mean time from frame to frame, of when the first and the last began; 1 if it is not known."""
+    if first_ns is None or last_ns is None or last_ns <= first_ns or n_frames < 2:
+        return 1.0
+    return (last_ns - first_ns) / 1e9 / (n_frames - 1)
+
+
+def _wanted_dense(reader: SessionReader, start: ScanStart, selection: Selection) -> Iterator[DenseFrame]:
     for message in reader:
         if not isinstance(message, DenseFrame) or message.scan_id != start.scan_id:
             continue
-        if message.complete and message.frame_index in range(*frames):
+        if message.complete and selection.chooses(message.frame_index):
             yield message
 
 
-def _completed_frames(reader: SessionReader, scan: ScanSummary, selection: Selection) -> tuple[Iterator[_Found], int]:
-    """Return the frames made of the recorded samples, and how many; completed if that is wanted."""
-    start, (first, stop) = scan.start, selection.frames
-    n_frames = sum(first <= index < stop for index in scan.frame_indices)
-    wanted = (frame for frame in _sparse_frames(reader, start) if first <= frame.frame_index < stop)
-    if not {"completed", "uncertainty"} & {*selection.what}:
-        return (_Found(sparse, None) for sparse in wanted), n_frames
-    return _completed(wanted, start, selection.engine), n_frames
+def _made_series(reader: SessionReader, scan: ScanSummary, selection: Selection) -> _Series:
+    """Return the frames made of the recorded samples, completed if that is wanted."""
+    chosen = _chosen_frames(scan, selection)
+    _require_dwell_times(scan.start)
+    times_ns = dict(zip(scan.frame_indices, scan.frame_times_ns, strict=True))
+    frame_time_s = _frame_time_s(times_ns[chosen[0]], times_ns[chosen[-1]], len(chosen))
+    frames = (frame for frame in _sparse_frames(reader, scan.start) if selection.chooses(frame.frame_index))
+    if not selection.completes:
+        return _Series((_Found(sparse, None) for sparse in frames), len(chosen), frame_time_s)
+    engine = build_engine(StageSettings(complete=selection.engine))
+    kind = engine.info.uncertainty_kind
+    return _Series(
+        frames=_completed(frames, scan.start, engine),
+        n_frames=len(chosen),
+        frame_time_s=frame_time_s,
+        scale=engine.info.scale,
+        engines=f"{engine.info.name}, or by infill in the frames that say so",  # it may fail, or a frame have holes
+        uncertainty_kind=f"{kind}; of infill a placeholder" if kind == "calibrated" else kind,
+    )
+
+
+def _require_dwell_times(start: ScanStart) -> None:
+    """Raise ConfigError unless counts can be told per dwell time."""
+    least, most = DWELL_TIMES_US
+    for dwell_us in (np.asarray(start.dwell_time_us), *(path.dwell_times_us for path in start.paths)):
+        low, high = dwell_us.min(), dwell_us.max()
+        if not least <= low <= high <= most:
+            raise ConfigError(
+                f"scan '{printable(start.scan_id)}' has dwell times of {low:g} to {high:g} µs, expected {least:g} to "
+                f"{most:g}: no picture can be made of it, --format csv gives its samples"
+            )
 
 
 def _sparse_frames(reader: SessionReader, start: ScanStart) -> Iterator[SparseFrame]:
     """Yield every frame with its own samples alone, also one that was broken off."""
     assembler = FrameAssembler(start)
-    for message in reader:
-        if isinstance(message, SampleBlock):
-            yield from assembler.add(message, 0)
+    for block in _blocks(reader):
+        yield from assembler.add(block, 0)
     yield from assembler.finish()
 
 
-def _completed(wanted: Iterable[SparseFrame], start: ScanStart, engine: str) -> Iterator[_Found]:
-    reconstructor = Reconstructor([build_engine(StageSettings(complete=engine))])
+def _completed(wanted: Iterable[SparseFrame], start: ScanStart, engine: Engine) -> Iterator[_Found]:
+    reconstructor = Reconstructor([engine])
     try:
         _wait_for_maps(reconstructor, start)
         for sparse in wanted:
@@ -269,6 +403,8 @@ def _completed(wanted: Iterable[SparseFrame], start: ScanStart, engine: str) -> 
             if dense is None:
                 raise ConfigError(f"frame {sparse.frame_index} measured nothing: leave it out by --frames")
             yield _Found(sparse, dense)
+    except ArithmeticError as error:
+        raise ConfigError(f"scan '{printable(start.scan_id)}' cannot be completed: {error}") from None
     finally:
         reconstructor.close()
 

@@ -126,8 +126,9 @@ class ScanPath:
 
     @cached_property
     def coverage(self) -> float:
-        """Visited pixels / all pixels, 0 to 1."""
-        return int(self.mask.sum()) / self.grid.n_pixels
+        """Visited pixels / all pixels, 0 to 1; needs memory for the positions only, whatever the grid."""
+        flat = np.sort(self.flat_pixels)  # overscan is pixel -1
+        return int(np.count_nonzero(np.diff(flat, prepend=-1))) / self.grid.n_pixels
 
     @cached_property
     def duration_us(self) -> float:

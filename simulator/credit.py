@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 120.0
 """Without any change that long, a frame was lost on the way: longer than an engine takes to be compiled."""
 LOOK_S = 0.05
+IDLE, IDLE_WITHOUT_IT = 2, 10
+"""Reports of having nothing to do, one after another, until it is believed; and if the frame waited for never came."""
 
 
 class Credit:
@@ -42,7 +44,8 @@ class Credit:
         with self._changed:
             self._restarts += _count(report.values) < _count(self._values)
             self._values = report.values
-            self._idle += report.t_ns > self._idle_since_ns and report.values.get("busy") is False
+            idle = report.t_ns > self._idle_since_ns and report.values.get("busy") is False
+            self._idle = self._idle + 1 if idle else 0
             self._changed.notify_all()
 
     @property
@@ -58,11 +61,19 @@ class Credit:
         """Wait until a frame, or one after it, is being completed: then there is room for the next."""
         self._wait(lambda: _is_after(self._values.get("taken"), scan_id, frame_index))
 
-    def wait_idle(self) -> None:
-        """Wait until the reconstruction says twice from now on that it has nothing to do."""
+    def wait_done(self, frame: tuple[str, int] | None) -> None:
+        """Wait until a frame was taken, and the reconstruction says from now on that it has nothing more to do.
+
+        A frame that is lost on the way is not waited for longer than it says so many times; None = there is none.
+        """
         with self._changed:
             self._idle, self._idle_since_ns = 0, time.monotonic_ns()
-        self._wait(lambda: self._idle >= 2)
+
+        def done() -> bool:
+            taken = frame is None or _is_after(self._values.get("taken"), *frame)
+            return self._idle >= (IDLE if taken else IDLE_WITHOUT_IT)
+
+        self._wait(done)
 
     def _wait(self, done: Callable[[], bool]) -> None:
         """Wait for something, but not for a reconstruction that has been started again: it knows nothing of it."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TICK_S, REPORT_EVERY_S = 0.01, 0.2
-LAST_LOOK_S = 0.3
+LAST_LOOK_S = 0.5
 """What the display gets to show the last frame."""
 NO_LIMIT = 0
 """Of the blocks kept for a listener: credit bounds them to two frames."""
@@ -177,7 +177,7 @@ class ReplayService(Service):
         if self._worker.stopping.is_set():
             return
         self._announce_end("the recording ends here")
-        self._credit.wait_idle()
+        self._credit.wait_done(self._handed)  # taken, completed and published
         self.over = True
         self._publish_report()
         self._worker.stopping.wait(LAST_LOOK_S)

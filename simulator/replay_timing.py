@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 
 MAX_PAUSE_NS = 60_000_000_000
 """Longer silences of a session are shortened to this."""
+MIN_SPEED = 1e-3
+"""Slower, and a silence of a minute would last longer than a day."""
+MAX_START_S = 1e9
+"""Later than any session lasts: 30 years."""
 MAX_AHEAD = 1 << 32
 """Blocks that may be missing at once; a running number further ahead is none."""
 
@@ -109,8 +113,9 @@ class Numbers:
         return number
 
 
-def require_not_negative(**values: float) -> None:
-    """Raise ValueError, naming it, unless every value is a number of at least 0."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be >= 0, got {value:g}")
+def require_pace(*, speed: float, start_s: float) -> None:
+    """Raise ValueError, naming it, if a speed or the time of a beginning cannot be waited for."""
+    if not (speed == 0 or MIN_SPEED <= speed < math.inf):
+        raise ValueError(f"speed must be 0, as fast as it goes, or a finite number >= {MIN_SPEED:g}, got {speed:g}")
+    if not 0 <= start_s <= MAX_START_S:
+        raise ValueError(f"start_s must be 0 to {MAX_START_S:g} s, got {start_s:g}")

@@ -16,7 +16,7 @@ from lowdose.acquisition.assembly import block_fits
 from lowdose.acquisition.controllers.base import Samples
 from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.session_reader import SessionError
-from lowdose.simulator.replay_timing import Numbers, Pace, require_not_negative
+from lowdose.simulator.replay_timing import Numbers, Pace, require_pace
 from lowdose.simulator.replayed_scan import LIMITS, MAX_LABEL, label, replayed, require_sound
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class SessionReplay:
     session : SessionReader
         What was recorded.
     speed : float
-        So many times faster than recorded; 0 = without waiting, as fast as frames are admitted.
+        So many times faster than recorded, at least 0.001; 0 = without waiting, as fast as frames are admitted.
     start_s : float
         Frames that began earlier than this after the first recorded sample are left out [s].
     loop : bool
@@ -105,7 +105,7 @@ class SessionReplay:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        require_not_negative(speed=speed, start_s=start_s)
+        require_pace(speed=speed, start_s=start_s)
         self._session, self._start_ns = session, round(start_s * 1e9)
         self._loop, self._step, self._require = loop, step, require
         self._clock, self._sleep = clock, sleep

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +50,8 @@ def save_snapshot(folder: Path, picture: Picture, counters: Mapping[str, Any]) -
     scan = re.sub(r"[^A-Za-z0-9_-]", "_", frame.scan_id[:8]) or "scan"
     path = _free_path(folder, f"lowdose-snapshot-{scan}-{frame.frame_index}")
     image = Image.fromarray(to_uint8(frame.image[frame.channels.index(picture.channel)], picture.low, picture.high))
-    export_frames(path, "tiff", _plan(frame, describe(picture, counters)), [_exported(frame)])
-    try:
-        image.save(path / "picture.png")
-    except OSError:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+    plan = _plan(frame, describe(picture, counters))
+    export_frames(path, "tiff", plan, [_exported(frame)], finish=lambda part: image.save(part / "picture.png"))
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -17,6 +18,7 @@ import tifffile
 import zarr
 
 from lowdose.acquisition import exporting_tiff
+from lowdose.acquisition.assembly import FrameAssembler
 from lowdose.acquisition.exporting import (
     FORMATS,
     LAYERS,
@@ -24,9 +26,12 @@ from lowdose.acquisition.exporting import (
     ExportError,
     ExportFrame,
     ExportPlan,
+    as_json,
     export_frames,
     export_points,
+    told_apart,
 )
+from lowdose.acquisition.exporting_points import measured_frames
 from lowdose.acquisition.messages import SampleBlock, ScanStart
 from lowdose.scan_patterns import ScanGrid, ScanPath
 
@@ -225,6 +230,67 @@ def test_a_finer_picture_has_finer_pixels_and_is_all_inferred(tmp_path: Path, fo
     assert plan.inferred("completed") == "all"
 
 
+def test_an_unknown_pixel_size_is_told_by_nothing(tmp_path: Path) -> None:
+    assert plan_of(scale=2, calibrated=False).pixel_of("completed") == (0.5, "pixel")
+    out, _, _ = exported(tmp_path, "tiff", calibrated=False)
+    with tifffile.TiffFile(out / "completed.tif") as file:
+        assert file.imagej_metadata is not None
+        assert file.imagej_metadata["unit"] == "pixel"  # to ImageJ: not calibrated
+        assert file.pages[0].tags["XResolution"].value == (1, 1)
+    assert "nm" not in (out / "metadata.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("form", "reader"), [("hspy", rsciio.hspy), ("emd", rsciio.emd)])
+def test_axes_of_an_unknown_pixel_size_are_in_pixels(tmp_path: Path, form: str, reader: Any) -> None:
+    out, _, _ = exported(tmp_path, form, calibrated=False)
+    for signal in reader.file_reader(out):
+        assert [(axis["scale"], axis["units"]) for axis in signal["axes"][2:]] == [(1.0, "pixel")] * 2
+
+
+def test_what_is_not_known_of_the_beam_is_not_told(tmp_path: Path) -> None:
+    out, _, _ = exported(tmp_path, "hspy", metadata={"energy_kev": 80.0, "beam_current_pa": float("nan")})
+    (signal, *_) = rsciio.hspy.file_reader(out)
+    assert signal["metadata"]["Acquisition_instrument"]["TEM"] == {"acquisition_mode": "STEM", "beam_energy": 80.0}
+    export_frames(tmp_path / "out.emd", "emd", plan_of(metadata={}), frames_of(plan_of()))
+    with h5py.File(tmp_path / "out.emd") as file:
+        assert "measurement" not in file
+
+
+ODD = {
+    "mixed": [1, "x", None],
+    "ragged": [1, [2, 3]],
+    "large": [(1 << 64) - 1, -1],
+    "nul": "a\0b",
+    "n\0l": 1,
+    ".": {"x": 1},
+    "a/b": {"x": 1},
+    "a_b": {"y": 1},
+    "": {b"bytes": b"bytes"},
+    "number": [1.0, float("nan")],
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_odd_metadata_does_not_keep_pictures_from_being_exported(tmp_path: Path, form: str) -> None:
+    out, _, _ = exported(tmp_path, form, n_frames=1, metadata={"pattern": ODD}, channels=("a\0b",))
+    if form == "emd":
+        with h5py.File(out) as file:
+            pattern = file["comments/pattern"]
+            assert json.loads(pattern.attrs["mixed"]) == ODD["mixed"]
+            assert json.loads(pattern.attrs["large"]) == ODD["large"]
+            assert json.loads(pattern.attrs["nul"]) == "a\0b"
+            assert (pattern["a_b"].attrs["x"], pattern["a_b_2"].attrs["y"]) == (1, 1)
+
+
+def test_what_is_told_is_json() -> None:
+    told = as_json({b"k": (1, float("inf"), {2: float("nan")}), "x": b"v"})
+    assert told == {"b'k'": [1, None, {"2": None}], "x": "b'v'"}
+
+
+def test_names_are_told_apart_by_numbers() -> None:
+    assert told_apart(["a", "a_2", "a", "a"]) == ["a", "a_2", "a_3", "a_4"]
+
+
 # --- whole or not there ---------------------------------------------------------------------------------------------
 
 
@@ -247,6 +313,15 @@ def test_an_export_with_a_frame_too_few_leaves_nothing(tmp_path: Path, form: str
     with pytest.raises(ExportError, match="2 frames came, 3 were expected"):
         export_frames(tmp_path / "out", form, plan_of(), frames_of(plan_of(), 2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_put_beside_the_frames_is_there_before_they_appear(tmp_path: Path) -> None:
+    def finish(part: Path) -> None:
+        assert not (tmp_path / "out").exists()
+        (part / "more").write_text("", encoding="utf-8")
+
+    export_frames(tmp_path / "out", "tiff", plan_of(), frames_of(plan_of()), finish=finish)
+    assert (tmp_path / "out" / "more").exists()
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -320,42 +395,86 @@ START = ScanStart(
 )
 
 
-def blocks() -> list[SampleBlock]:
-    counts = np.array([[1, 2], [65_535, 4]], np.uint16)
-    digest = START.paths[0].digest
-    return [SampleBlock("scan", digest, 7, first, counts, first, 0, 0, 0) for first in (0, 1)]
+def block(first: int, counts: list[list[int]], frame: int = 7) -> SampleBlock:
+    return SampleBlock("scan", START.paths[0].digest, frame, first, np.array(counts, np.uint16), 0, 0, 0, 0)
+
+
+BLOCKS = [block(0, [[1, 2], [65_535, 4]]), block(1, [[3], [5]])]
+
+
+def samples_of(blocks: list[SampleBlock]) -> list[tuple[int, list[int]]]:
+    """Return the frame and the counts of HAADF of all samples."""
+    return [(f.frame_index, f.counts[0, f.received].tolist()) for f in measured_frames(START, blocks)]
 
 
 def test_csv_has_a_row_for_each_sample_after_comments_and_a_header(tmp_path: Path) -> None:
-    export_points(tmp_path / "points.csv", "csv", START, {"note": "two\nlines", "dwell": 1.0}, blocks())
+    frames = measured_frames(START, BLOCKS)
+    export_points(tmp_path / "points.csv", "csv", START, {"note": "two\nlines", "dwell": float("nan")}, frames)
     lines = (tmp_path / "points.csv").read_text(encoding="utf-8").splitlines()
     comments = [line for line in lines if line.startswith("#")]
     assert "nothing inferred" in comments[0]
-    assert '# note: "two\\nlines"' in comments
+    assert comments[1:] == ['# note: "two\\nlines"', "# dwell: null"]
     assert lines[len(comments) :] == [
         "frame,row,col,dwell_time_us,counts_HAADF,counts_B_F",
         "7,0,0.25,1,1,65535",
-        "7,1,2,2,2,4",
-        "7,1,2,2,1,65535",
-        "7,3.5,7,0.100000001,2,4",
+        "7,1,2,2,3,5",
     ]
 
 
 def test_npy_has_the_same_samples_and_needs_no_pickle(tmp_path: Path) -> None:
-    export_points(tmp_path / "points.npy", "npy", START, {}, blocks())
+    frames = measured_frames(START, [*BLOCKS, block(2, [[6], [7]], frame=8)])
+    export_points(tmp_path / "points.npy", "npy", START, {}, frames)
     points = np.load(tmp_path / "points.npy", allow_pickle=False)
     assert points.dtype.names == ("frame", "row", "col", "dwell_time_us", "counts_HAADF", "counts_B_F")
-    np.testing.assert_array_equal(points["row"], POSITIONS[[0, 1, 1, 2], 0])
-    assert points["counts_B_F"].tolist() == [65_535, 4, 65_535, 4]
-    assert points["frame"].tolist() == [7] * 4
+    np.testing.assert_array_equal(points["row"], POSITIONS[:, 0])
+    assert points["counts_B_F"].tolist() == [65_535, 5, 7]
+    assert points["frame"].tolist() == [7, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ([block(0, [[1, 2], [0, 0]]), block(0, [[1, 2], [0, 0]])], [(7, [1, 2])]),
+        ([block(0, [[1, 2], [0, 0]]), block(1, [[9, 3], [0, 0]])], [(7, [1, 9, 3])]),  # the last, while not whole
+        ([block(0, [[1, 2, 3], [0, 0, 0]]), block(0, [[9], [0]])], [(7, [1, 2, 3])]),  # the frame was whole
+        ([block(0, [[1], [0]]), block(0, [[2], [0]], 8), block(1, [[9], [0]])], [(7, [1]), (8, [2])]),  # late
+        ([block(2, [[3], [0]]), block(0, [[1], [0]])], [(7, [1, 3])]),
+        ([block(2, [[3, 4], [0, 0]])], []),  # beyond the path
+    ],
+    ids=["doubled", "doubled and different", "after the last", "late", "out of order", "beyond"],
+)
+def test_samples_are_those_that_the_pictures_are_made_of(blocks: list[SampleBlock], expected: list[Any]) -> None:
+    assert samples_of(blocks) == expected
+    assembler = FrameAssembler(START)
+    pictures = [frame for block in blocks for frame in assembler.add(block, 0)] + assembler.finish()
+    assert [frame.samples_used for frame in pictures] == [len(counts) for _, counts in expected]
+    dwell_us = np.ones(GRID.shape)
+    dwell_us.flat[START.paths[0].flat_pixels] = START.paths[0].dwell_times_us
+    for frame, (_, counts) in zip(pictures, expected, strict=True):  # values are per 1 µs
+        assert np.round(frame.values[0] * dwell_us)[frame.mask].tolist() == counts
+
+
+@pytest.mark.parametrize("form", POINT_FORMATS)
+def test_channels_of_any_name_and_frames_of_any_index_have_their_columns(tmp_path: Path, form: str) -> None:
+    start, last = replace(START, channels=("BF 1", "暗场", "BF_1")), (1 << 63) - 1
+    frames = measured_frames(start, [block(0, [[1], [2], [3]], last)])
+    export_points(tmp_path / "out", form, start, {}, frames)
+    if form == "npy":
+        points = np.load(tmp_path / "out", allow_pickle=False)
+        assert points.dtype.names[-3:] == ("counts_BF_1", "counts_暗场", "counts_BF_1_2")
+        assert points.tolist() == [(last, 0, 0.25, 1, 1, 2, 3)]
+    else:
+        header, row = (tmp_path / "out").read_text(encoding="utf-8").splitlines()[-2:]
+        assert header.endswith("counts_BF_1,counts_暗场,counts_BF_1_2")
+        assert row == f"{last},0,0.25,1,1,2,3"
 
 
 @pytest.mark.parametrize("form", POINT_FORMATS)
 def test_points_that_fail_leave_nothing(tmp_path: Path, form: str) -> None:
     def broken() -> Iterator[SampleBlock]:
-        yield from blocks()
+        yield from BLOCKS
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_points(tmp_path / "out", form, START, {}, broken())
+        export_points(tmp_path / "out", form, START, {}, measured_frames(START, broken()))
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import subprocess
@@ -501,6 +502,85 @@ def test_sizes_are_checked_before_anything_is_allocated(tmp_path, record):
     assert peak < 4 << 20
 
 
+def test_a_chunk_of_more_records_than_any_writer_makes_is_left_out(tmp_path):
+    tiny = struct.pack("<BQHIQQ", Opcode.MESSAGE, 22, 0, 1, 0, 0) * 66_000
+    chunk = chunk_record("zstd", zstandard.compress(tiny), len(tiny), zlib.crc32(tiny))
+    (tmp_path / "s.mcap").write_bytes(session_head() + chunk)
+    reader = all_packed(tmp_path / "s.mcap")[1]
+    assert (reader.report.messages, reader.report.refused) == (0, 0)
+    assert "left out: it holds more than 65,536 records" in reader.report.damage[0]
+
+
+def session_head() -> bytes:
+    builder = RecordBuilder()
+    mcap_records.Header(profile=f"{PROFILE}1", library="").write(builder)
+    return MCAP0_MAGIC + builder.end()
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "s.mcap")
+    pipe = os.open(tmp_path / "s.mcap", os.O_RDWR)
+    os.write(pipe, b"something")
+    with pytest.raises(SessionError, match="no regular file"):
+        read_session(tmp_path / "s.mcap")
+    os.close(pipe)
+
+
+# --- records whose heads are damaged --------------------------------------------------------------------------------
+
+
+def second_chunk(data: bytes) -> tuple[int, int]:
+    """Return where the last record before the second chunk of a file begins, and where that chunk does."""
+    at, begins = chunk_ends(data)[0], []
+    while not begins or data[begins[-1]] != Opcode.CHUNK:
+        begins.append(at)
+        at += 9 + struct.unpack_from("<Q", data, at + 1)[0]
+    return begins[-2], begins[-1]
+
+
+def test_a_flip_in_the_head_of_a_record_costs_its_own_chunk_at_most(tmp_path):
+    session_of(tmp_path / "whole.mcap")
+    data = (tmp_path / "whole.mcap").read_bytes()
+    everything, _ = all_packed(tmp_path / "whole.mcap")  # 1 message in the first chunk, 3 in the second
+    index, chunk = second_chunk(data)
+    path = tmp_path / "flipped.mcap"
+    for begin, least in ((index, everything), (chunk, everything[:1] + everything[4:])):
+        for bit in range(72):
+            flipped = bytearray(data)
+            flipped[begin + bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            got, reader = all_packed(path)
+            assert got in (everything, least), (begin, bit)
+            assert reader.report.lost == len(everything) - len(got)
+            assert reader.report.ended
+            assert not verify(path).whole
+
+
+def test_bytes_that_were_skipped_are_told_and_the_end_of_a_file_cut_short_too(tmp_path):
+    session_of(tmp_path / "s.mcap")
+    data = bytearray((tmp_path / "s.mcap").read_bytes())
+    ends, (index, chunk) = chunk_ends(bytes(data)), second_chunk(bytes(data))
+    data[index] = 0x1F  # no record begins so
+    (tmp_path / "s.mcap").write_bytes(data[: ends[-1] - 7])
+    got, reader = all_packed(tmp_path / "s.mcap")
+    assert len(got) > 20
+    assert reader.report.damage[0] == (
+        f"the records cannot be followed from byte {ends[0]:,} on: {chunk - ends[0]:,} bytes are skipped, "
+        "up to the next whole chunk"
+    )
+    assert "cut short" in reader.report.damage[-1]
+
+
+def test_a_file_in_which_every_search_leads_to_another_is_given_up(tmp_path):
+    chunk, n = chunk_record("zstd", zstandard.compress(b""), 0, 0), 400
+    tail = struct.pack("<BQ", 0x80, 0) * 2_000 + bytes(9)  # a long way, at whose end there is no record
+    ways = [chunk + struct.pack("<BQ", 0x80, (n - k - 1) * (len(chunk) + 9)) for k in range(n)]  # each leads there
+    (tmp_path / "s.mcap").write_bytes(session_head() + b"".join(ways) + tail)
+    reader = all_packed(tmp_path / "s.mcap")[1]
+    assert 1 < reader.report.chunks < n // 10
+    assert "nothing beyond can be read" in reader.report.damage[-1]
+
+
 # --- verify and recover ---------------------------------------------------------------------------------------------
 
 
@@ -537,8 +617,9 @@ def test_what_is_recovered_is_a_whole_session_with_all_that_could_be_read(tmp_pa
     assert isinstance(told, Event)
     assert "left out" in told.text
     again = verify(tmp_path / "out.mcap")
-    assert (again.ended, again.damage, again.refused) == (True, (), 0)
+    assert (again.ended, again.whole, again.refused) == (True, False, 0)
     assert again.lost == report.lost == 3  # what is lost stays lost, and known to be
+    assert again.damage == ("3 messages were lost before this file was written: it was recovered from another",)
     assert all_packed(tmp_path / "out.mcap")[1].report.readable_bytes == (tmp_path / "out.mcap").stat().st_size
 
 
@@ -586,6 +667,13 @@ def test_a_summary_tells_scans_frames_duration_and_dose(tmp_path):
         "Event": 1,
         "ScanEnd": 1,
     }
+
+
+@pytest.mark.parametrize("current_pa", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_beam_current_that_is_no_number_tells_no_dose(tmp_path, current_pa):
+    start = dataclasses.replace(start_of(), beam_current_pa=current_pa)
+    (scan,) = summary_of(tmp_path / "s.mcap", start, block_of(0, 0, 16, 0)).scans
+    assert (scan.samples, scan.dose_e_per_a2) == (16, 0.0)
 
 
 def test_gaps_are_told_by_index_and_by_running_number(tmp_path):

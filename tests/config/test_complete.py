@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -59,8 +60,29 @@ def test_calibration_and_what_is_inferred_are_told(picture):
 def test_a_pixel_size_that_is_not_known_is_not_made_up(tmp_path):
     np.save(tmp_path / "bare.npy", np.where(EVERY_FOURTH, RAMP, np.nan))
     run(tmp_path / "bare.npy")
-    described = json.loads((tmp_path / "bare-completed" / "metadata.json").read_text())
-    assert described["pixel_size_nm"].startswith("not known")
+    folder = tmp_path / "bare-completed"
+    described = json.loads((folder / "metadata.json").read_text())
+    assert described["pixel_size_nm"].startswith("not known: the file tells none that is alike along rows and columns")
+    assert "pixel_size_nm" not in described["layers"]["completed"]
+    with tifffile.TiffFile(folder / "completed.tif") as file:
+        assert file.imagej_metadata["unit"] == "pixel"
+        assert file.pages[0].tags["XResolution"].value == (1, 1)
+
+
+@pytest.mark.parametrize("form", ["hspy", "emd"])
+def test_no_beam_is_made_up(picture, form):
+    run(picture, form=form, out=picture.with_name("out"))
+    names = []
+    with h5py.File(picture.with_name("out")) as file:
+        file.visititems(lambda name, item: names.extend([name, *item.attrs]))
+    assert not [name for name in names if any(word in name for word in ("beam", "instrument", "source"))]
+
+
+def test_nan_in_a_mask_is_not_measured(tmp_path):
+    np.save(tmp_path / "values.npy", np.where(EVERY_FOURTH, RAMP, 1e9))
+    np.save(tmp_path / "mask.npy", np.where(EVERY_FOURTH, 1.0, np.nan))
+    run(tmp_path / "values.npy", Measured(mask=tmp_path / "mask.npy"))
+    np.testing.assert_array_equal(layer(tmp_path / "values-completed", "mask"), EVERY_FOURTH)
 
 
 def test_a_mask_file_chooses_and_the_other_pixels_are_not_looked_at(tmp_path):
@@ -113,3 +135,16 @@ def test_formats_folders_and_stacks_that_cannot_be_are_refused_before_anything_i
     with pytest.raises(ConfigError, match="holds 3 images"):
         run(tmp_path / "stack.npy")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_what_is_the_name_of_no_file_is_refused(picture, name):
+    with pytest.raises(ConfigError, match="expected the name of a file"):
+        run(Path(name))
+    with pytest.raises(ConfigError, match="expected the name of a file"):
+        run(picture, out=Path(name))
+
+
+def test_control_characters_in_a_name_do_not_reach_the_terminal(picture, capsys):
+    run(picture, out=picture.with_name("a\x1b[31m"))
+    assert "a?[31m: 6.25% measured" in capsys.readouterr().out

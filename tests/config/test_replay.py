@@ -163,9 +163,13 @@ def test_a_session_without_its_scan_start_is_refused(refused: Any, folder: Path)
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--speed", "-2"), "speed must be >= 0, got -2"),
-        (("--speed", "nan"), "speed must be >= 0, got nan"),
-        (("--start", "-1"), "start_s must be >= 0, got -1"),
+        (("--speed", "-2"), "speed must be 0, as fast as it goes, or a finite number >= 0.001, got -2"),
+        (("--speed", "nan"), "a finite number >= 0.001, got nan"),
+        (("--speed", "inf"), "a finite number >= 0.001, got inf"),
+        (("--speed", "1e-300"), "a finite number >= 0.001, got 1e-300"),
+        (("--start", "-1"), "start_s must be 0 to 1e+09 s, got -1"),
+        (("--start", "1e300"), "start_s must be 0 to 1e+09 s, got 1e+300"),
+        (("--set", "record.path=x.mcap"), "record.path is 'x.mcap', but a replay is not recorded"),
         (("--start", "99"), "no frame begins 99 s after the first, it lasts 1"),
         (("--json", "none/out.json"), "there is no folder"),
         (("--set", "stages=[{complete: nearst}]"), "nearest"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import rsciio.hspy
-import tifffile
 import zarr
 
 from lowdose.acquisition.assembly import FrameAssembler
@@ -112,7 +113,11 @@ def export(file: Path, form: str, *what: str, scan: int | None = None, frames: s
 def test_info_tells_what_is_in_a_session(session: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert print_info(session()) == 0
     out = capsys.readouterr().out
-    for fact in ("session.mcap: whole", "random on 16 x 24 pixels of 0.1 nm, HAADF, BF", "3 frames, 3 of them whole"):
+    for fact in (
+        "session.mcap: readable to its end",
+        "random on 16 x 24 pixels of 0.1 nm, HAADF, BF",
+        "3 frames, 3 of them whole",
+    ):
         assert fact in out
     # 3 frames of 96 samples, 2 µs at 25 pA over 384 Å^2: 3 * 96 * 2 * 25 * 6.241509 / 384
     assert "dose 234.1 e-/Å²" in out
@@ -139,6 +144,76 @@ def test_info_tells_gaps_and_writes_json(
     assert figures["scans"][0]["samples_missing"] == 32
     assert figures["session"]["whole"] is True
     assert figures["scans"][0]["started"] == "2023-11-14T22:13:20.000+00:00"
+
+
+def written(file: Path, *messages: Any) -> Path:
+    with SessionWriter(file) as writer:
+        for message in messages:
+            writer.write(message)
+    return file
+
+
+def test_figures_are_json_whatever_a_session_says(tmp_path: Path, path_of_samples: ScanPath) -> None:
+    nested: Any = "bottom"
+    for _ in range(400):
+        nested = {"x": nested}
+    pattern = {"name": "own", "table": {b"key": [float("-inf"), b"value"]}, "nested": nested}
+    hostile = replace(
+        start_of(path_of_samples, "scan"), energy_kev=float("nan"), beam_current_pa=float("inf"), pattern=pattern
+    )
+    print_info(written(tmp_path / "s.mcap", hostile), tmp_path / "figures.json")
+    text = (tmp_path / "figures.json").read_text(encoding="utf-8")
+    (scan,) = json.loads(text, parse_constant=pytest.fail)["scans"]  # called for NaN and Infinity, which are no JSON
+    assert (scan["energy_kev"], scan["beam_current_pa"]) == (None, None)
+    assert scan["pattern"]["table"] == {"b'key'": [None, "b'value'"]}
+
+
+def test_figures_that_cannot_be_written_leave_those_before_and_are_told_by_name(
+    session: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, figures = session(), tmp_path / "figures.json"
+    figures.write_text("before", encoding="utf-8")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(RuntimeError, match=r"cannot write .*figures\.json: File too large"):
+            print_info(file, figures)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert figures.read_text(encoding="utf-8") == "before"
+    assert {child.name for child in tmp_path.iterdir()} == {file.name, figures.name}
+
+
+def test_a_files_own_name_never_reaches_the_terminal_as_it_is(
+    session: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = session().rename(tmp_path / "s\x1b[31m.mcap")
+    print_info(file)
+    print_verification(file)
+    print_recovery(file, tmp_path / "out\x1b[31m.mcap")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("s?[31m.mcap") == 3
+
+
+def test_info_never_calls_a_file_whole_that_verify_does_not(
+    session: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = session()
+    data = bytearray(file.read_bytes())
+    data[-40] ^= 1  # in the summary, which is not needed for reading
+    file.write_bytes(data)
+    print_info(file)
+    assert "session.mcap: readable to its end" in capsys.readouterr().out
+    assert print_verification(file) == 1
+
+
+def test_blocks_that_came_too_late_are_no_misfits(
+    tmp_path: Path, path_of_samples: ScanPath, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *later = blocks_of(path_of_samples, "scan", rng)
+    print_info(written(tmp_path / "s.mcap", start_of(path_of_samples, "scan"), *later, first))
+    assert "1 blocks came too late or fit nowhere" in capsys.readouterr().out
 
 
 def test_verify_tells_by_its_code_whether_a_session_is_whole(
@@ -229,11 +304,6 @@ def test_completed_frames_can_be_taken_from_the_session(session: Callable[..., P
 def test_an_uncertainty_that_is_none_is_not_exported(session: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="uncertainty: the engine tells none"):
         export(session(dense="none"), "zarr", "uncertainty", engine="recorded")
-
-
-def test_sparse_frames_need_no_engine(session: Callable[..., Path]) -> None:
-    out = export(session(), "tiff", "sparse", engine="no-such-engine")
-    assert tifffile.imread(out / "sparse.tif").shape == (N_FRAMES, 2, *GRID.shape)
 
 
 @pytest.mark.parametrize(("frames", "expected"), [("1", [1]), ("1:", [1, 2]), (":2", [0, 1]), ("0:9", [0, 1, 2])])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,20 @@ def test_positions_outside_are_overscan_and_never_hits():
     assert path.inside.tolist() == [True, False, False]
     assert path.hits.sum() == 1
     assert path.flat_pixels.tolist() == [0, -1, -1]
+
+
+def test_coverage_is_the_visited_share_whatever_lies_outside_or_is_visited_twice():
+    assert ScanPath(GRID, [[1, 2], [0, 0], [-1, 0], [1, 1.6], [0, 9]], 1.0).coverage == 2 / 6
+    assert ScanPath(GRID, [[-1, 0]], 1.0).coverage == 0
+
+
+def test_coverage_of_few_positions_needs_no_memory_for_a_large_grid():
+    path = ScanPath(ScanGrid((16_384, 16_384)), [[0, 0], [16_383, 16_383]], 1.0)
+    tracemalloc.start()
+    assert path.coverage == 2 / 16_384**2
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_duration_adds_every_dwell_time():

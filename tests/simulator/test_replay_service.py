@@ -11,7 +11,7 @@ import pytest
 from lowdose.acquisition.client import MicroscopeClient
 from lowdose.acquisition.session_reader import read_session
 from lowdose.acquisition.settings import NetworkSettings
-from lowdose.acquisition.sockets import ControlRefusedError, Subscriber, free_endpoint
+from lowdose.acquisition.sockets import ControlRefusedError, Publisher, Subscriber, free_endpoint
 from lowdose.acquisition.status import Event, StatusReport
 from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
 from lowdose.reconstruction.pipeline import Reconstructor
@@ -173,6 +173,33 @@ def test_the_reconstruction_is_never_more_than_two_frames_behind(gated: tuple[Ri
     rig.wait_over()
 
 
+def test_a_replay_is_not_over_before_the_reconstruction_has_taken_the_last_frame(tmp_path: Path) -> None:
+    path = write_session(tmp_path / "s.mcap", scanned(START, 3))
+    network = NetworkSettings(**{name: free_endpoint() for name in NetworkSettings.model_fields})
+    service = ReplayService(SessionReplay(read_session(path), speed=1.0), network, name="s", waits=False)
+    with (
+        Publisher(network.frames, hwm=100) as reconstruction,
+        MicroscopeClient(network.control, "test", timeout_s=5.0) as client,
+    ):
+
+        def say(**values: Any) -> dict[str, Any]:
+            reconstruction.publish(report(**values))
+            return client.status()
+
+        service.start()
+        Rig.wait_until(lambda: reconstruction.has_listener("status"))
+        client.start()
+        Rig.wait_until(lambda: client.status()["replay_of"])
+        scan_id = client.describe_scan().scan_id
+        Rig.wait_until(lambda: say(prepared=scan_id)["acquired"] == 3)
+        for _ in range(5):
+            say(busy=False, taken=(scan_id, 1))
+        assert not service.wait(0.1)
+        assert not service.over
+        Rig.wait_until(lambda: say(busy=False, taken=(scan_id, 2)) and service.over)
+        service.close()
+
+
 def test_a_frame_with_a_hole_is_counted_and_holds_nothing_up(tmp_path: Path) -> None:
     # a hole in the middle, one at the end of a frame, and one at the end of all
     gone = {(2, BLOCK), (4, BLOCK * (PER_FRAME - 1)), (9, BLOCK * (PER_FRAME - 1))}
@@ -312,17 +339,31 @@ def test_patience_ends_when_nothing_changes_any_more(caplog: pytest.LogCaptureFi
     assert "did not take a frame for 0.05 s: going on" in caplog.text
 
 
-def test_the_end_waits_until_the_reconstruction_is_idle_twice() -> None:
-    stopping = threading.Event()
-    credit = Credit(stopping)
-    credit.saw(report(busy=False))
-    waiter = waiting(credit.wait_idle)
+def test_the_end_waits_until_the_last_frame_was_taken_and_nothing_is_left_to_do() -> None:
+    credit = Credit(threading.Event())
+    credit.saw(report(busy=False, taken=("scan", 4)))
+    waiter = waiting(lambda: credit.wait_done(("scan", 4)))
     waiter.join(0.05)
-    for busy in (True, False, True):
-        credit.saw(report(busy=busy))
+    idle, busy = {"busy": False, "taken": ("scan", 4)}, {"busy": True, "taken": ("scan", 4)}
+    before = {"busy": False, "taken": ("scan", 3)}
+    for values in (before, before, before, busy, idle, busy, idle):
+        credit.saw(report(**values))
         waiter.join(0.02)
         assert waiter.is_alive()
-    credit.saw(report(busy=False))
+    credit.saw(report(**idle))
+    waiter.join(5)
+    assert not waiter.is_alive()
+
+
+@pytest.mark.parametrize(("frame", "reports"), [(None, 2), (("scan", 4), 10)], ids=["no last frame", "a lost one"])
+def test_the_end_does_not_wait_for_a_frame_that_was_lost(frame: tuple[str, int] | None, reports: int) -> None:
+    credit = Credit(threading.Event())
+    waiter = waiting(lambda: credit.wait_done(frame))
+    waiter.join(0.05)
+    for _ in range(reports):
+        assert waiter.is_alive()
+        credit.saw(report(busy=False, taken=("scan", 3)))
+        waiter.join(0.02)
     waiter.join(5)
     assert not waiter.is_alive()
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_a_folder_that_cannot_be_written_gives_a_text(tmp_path, picture):
     in_the_way.write_text("")
     text = write_snapshot(in_the_way / "folder", picture, {})
     assert text.startswith("no snapshot: ")
+
+
+def test_a_snapshot_that_appears_is_whole(tmp_path, picture, monkeypatch):
+    def killed(part, _):
+        assert {file.name for file in part.iterdir()} >= {"completed.tif", "metadata.json", "picture.png"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_snapshot(tmp_path, picture, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def _full(*_, **__):
