@@ -71,7 +71,9 @@ def _begin_log(level: str) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    """Print a complaint; names of files in it reach the terminal as text, never as orders."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+    print(f"error: {shown}", file=sys.stderr)
 
 
 @app.command()

@@ -263,6 +263,10 @@ def test_figures_that_do_not_fit_are_an_error_with_the_files_name(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_complaint_does_not_give_orders_to_the_terminal(refused: Callable[..., str]) -> None:
+    assert "cannot read s?[31m.mcap" in refused("session", "info", "s\x1b[31m.mcap")
+
+
 def test_bench_refuses_a_missing_folder_before_it_measures(refused: Callable[..., str]) -> None:
     assert "there is no folder" in refused("bench", "latency", "--json", "missing/x.json")
 
