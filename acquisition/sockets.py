@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -370,8 +371,11 @@ def require_loopback(endpoint: str) -> None:
         )
 
 
+_given: deque[int] = deque(maxlen=1000)
+
+
 def free_endpoint() -> str:
-    """Return a loopback TCP endpoint whose port is free now.
+    """Return a loopback TCP endpoint whose port is free now, and was not among the last thousand returned.
 
     Of ports that no system gives to outgoing connections: one of those could take it before the service binds it. A
     plain socket looks, because a ZeroMQ one closes a little later: a client that meets it in between never connects
@@ -384,8 +388,11 @@ def free_endpoint() -> str:
     """
     for _ in range(MAX_TRIES):
         port = FIRST_FREE_PORT + secrets.randbelow(FREE_PORTS)
+        if port in _given:  # of another service, which has yet to bind it
+            continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.append(port)
             return f"tcp://127.0.0.1:{port}"
     raise EndpointError(f"no free port from {FIRST_FREE_PORT} to {FIRST_FREE_PORT + FREE_PORTS - 1} on this machine")
 

@@ -204,6 +204,10 @@ def test_port_0_takes_a_free_port_and_says_which():
         assert int(publisher.endpoint.rpartition(":")[2]) > 0
 
 
+def test_free_endpoints_asked_for_one_after_another_differ():
+    assert len({free_endpoint() for _ in range(500)}) == 500
+
+
 def test_a_free_endpoint_can_be_bound():
     with ControlServer(free_endpoint()) as server:
         assert server.endpoint.startswith("tcp://127.0.0.1:")
