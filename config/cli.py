@@ -72,7 +72,9 @@ def _begin_log(level: str) -> None:
 
 def _complain(message: str) -> None:
     """Print a complaint; names of files in it reach the terminal as text, never as orders."""
-    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+    from lowdose.scan_patterns.checks import printable
+
+    shown = "\n".join(map(printable, message.split("\n")))
     print(f"error: {shown}", file=sys.stderr)
 
 

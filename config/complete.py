@@ -14,10 +14,9 @@ from lowdose.config.errors import ConfigError
 from lowdose.config.options import pattern_mapping
 from lowdose.config.registry import make_pattern
 from lowdose.config.schema import StageSettings
-from lowdose.config.session import printable
 from lowdose.config.session_export import require_name, require_place
 from lowdose.reconstruction.completion import completed
-from lowdose.scan_patterns.checks import nearest_name
+from lowdose.scan_patterns.checks import nearest_name, printable
 from lowdose.scan_patterns.grid import ScanGrid
 from lowdose.simulator.sources import read_image
 

@@ -21,7 +21,7 @@ from lowdose.config.engines import require_engine
 from lowdose.config.errors import ConfigError
 from lowdose.config.launch import Supervisor, with_free_ports
 from lowdose.config.options import require_writable
-from lowdose.config.session import printable
+from lowdose.scan_patterns.checks import printable
 from lowdose.simulator.replay_service import ReplayService
 from lowdose.simulator.replay_timing import require_pace
 from lowdose.simulator.replayed_scan import label

@@ -9,6 +9,7 @@ from lowdose.acquisition.exporting import as_json
 from lowdose.acquisition.session_check import recover, verify
 from lowdose.acquisition.session_summary import ScanSummary, SessionSummary, summarise
 from lowdose.config.figures import write_json
+from lowdose.scan_patterns.checks import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,8 +163,3 @@ def _time_text(wall_clock_ns: Any) -> str | None:
         return datetime.fromtimestamp(wall_clock_ns / 1e9, UTC).isoformat(timespec="milliseconds")
     except (TypeError, ValueError, OverflowError, OSError):
         return None
-
-
-def printable(text: str) -> str:
-    """Return text from a file without anything that a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -33,10 +33,10 @@ from lowdose.config.build import require_memory
 from lowdose.config.engines import build_engine, require_engine
 from lowdose.config.errors import ConfigError
 from lowdose.config.schema import StageSettings
-from lowdose.config.session import printable, scan_metadata
+from lowdose.config.session import scan_metadata
 from lowdose.reconstruction.engines import AUTO
 from lowdose.reconstruction.pipeline import UNCERTAINTY_ORDER, Reconstructor
-from lowdose.scan_patterns.checks import nearest_name
+from lowdose.scan_patterns.checks import nearest_name, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -53,3 +53,8 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+def printable(text: str) -> str:
+    """Return text that came from outside without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)

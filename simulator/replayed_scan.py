@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lowdose.acquisition.controllers.base import ControllerLimits
 from lowdose.acquisition.scans import MAX_DWELL_US, MIN_DWELL_US
 from lowdose.acquisition.wire import encode
+from lowdose.scan_patterns.checks import printable
 
 if TYPE_CHECKING:
     from lowdose.acquisition.messages import ScanStart
@@ -77,4 +78,4 @@ def label(text: str) -> str:
     >>> label("spiral" + chr(27) + "[2J")
     'spiral?[2J'
     """
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_LABEL])
+    return printable(text[:MAX_LABEL])
