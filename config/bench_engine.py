@@ -23,8 +23,9 @@ from lowdose.config.figures import machine, run_ms, write_json
 from lowdose.config.options import require_writable
 from lowdose.reconstruction.engine_file import EngineFileError, read_engine_file
 from lowdose.reconstruction.engines import RUNTIMES
-from lowdose.reconstruction.engines.choice import load_engine, matmul_gmac_per_s, precisions, why_not
+from lowdose.reconstruction.engines.choice import load_engine, matmul_gmac_per_s, path_of, precisions, why_not
 from lowdose.reconstruction.parity import relative_rms
+from lowdose.reconstruction.shipped import shipped
 from lowdose.scan_patterns.checks import nearest_name
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from lowdose.reconstruction.engine import Engine, Precision
     from lowdose.reconstruction.engine_file import EngineFile
 
-DEFAULT_MODELS = ("two_stage",)
+COMPARED = "two_stage"
+"""The network that shipped engines are measured beside by default."""
 REFERENCE = ("torch", "FP32")
 """Every other row is compared with it."""
 ROW_S = 5.0
@@ -83,7 +85,8 @@ def run_engine(
     Parameters
     ----------
     models : sequence of str
-        Engine files (NAME.onnx) and names of reference models; empty = the shipped engines and the two-stage network.
+        Engine files (NAME.onnx), names of shipped ones and of reference models; empty = all shipped ones and the
+        two-stage network.
     runtimes : sequence of str
         Rows of `RUNTIMES`; empty = all that run here.
     batches, sizes : sequence of int
@@ -95,7 +98,7 @@ def run_engine(
     """
     require_writable(json_file)
     _require_runtimes(runtimes)
-    files = [_engine_file(name) for name in models or DEFAULT_MODELS]
+    files = [_engine_file(name) for name in models or [*shipped(), COMPARED]]
     with tempfile.TemporaryDirectory(prefix="lowdose-bench-") as folder:
         jobs = list(_jobs(files, runtimes or list(RUNTIMES), batches, sizes, Path(folder), row_s))
         rows = [_measured_apart(job) for job in track(jobs, "measuring", console=Console(stderr=True), transient=True)]
@@ -116,10 +119,11 @@ def _require_runtimes(names: Sequence[str]) -> None:
 
 
 def _engine_file(name: str) -> EngineFile:
-    """Return an engine file given by its path or as the name of a reference model, which is made when it is new."""
-    if name.endswith(".onnx"):
+    """Return an engine file given by its path, as a shipped one or as a reference model, which is made when new."""
+    path = path_of(name)
+    if path is not None:
         try:
-            return read_engine_file(Path(name))
+            return read_engine_file(path)
         except EngineFileError as error:
             raise ConfigError(str(error)) from None
     try:
@@ -127,7 +131,8 @@ def _engine_file(name: str) -> EngineFile:
     except ImportError as error:
         raise ConfigError(f'a reference model is made with torch: pip install "lowdose[train]" ({error})') from None
     if name not in REFERENCE_MODELS:
-        raise ConfigError(f"unknown model '{name}': {nearest_name(name, REFERENCE_MODELS)}, or NAME.onnx")
+        known = [*shipped(), *REFERENCE_MODELS]
+        raise ConfigError(f"unknown model '{name}': {nearest_name(name, known)}, or NAME.onnx")
     with Console(stderr=True).status(f"{name}: made once, half a minute and 212 MB in the user's cache"):
         return reference_model(name)
 

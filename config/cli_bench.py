@@ -46,7 +46,11 @@ def bench_safety(
 @bench_app.command("engine")
 def bench_engine(
     models: Annotated[
-        str, typer.Option(help="Engine files (NAME.onnx) and reference models (two_stage), with commas.")
+        str,
+        typer.Option(
+            help="Engine files (NAME.onnx), shipped ones (live_default), reference models (two_stage), with commas.",
+            show_default="all shipped ones and two_stage",
+        ),
     ] = "",
     engines: Annotated[str, typer.Option(help="Runtimes, with commas.", show_default="all that run here")] = "",
     batch: Annotated[str, typer.Option(help="Pictures in a batch; several with commas.")] = "1",

@@ -139,6 +139,24 @@ class PatternMix(Settings):
         return self
 
 
+class Jitter(Settings):
+    """The probe is not quite where it should be, as in the lines of most real micrographs.
+
+    Parameters
+    ----------
+    px : Range
+        Standard deviation of the displacement along either axis [pixel]; drawn for every example.
+    samples : Range
+        After how many samples the displacement is another one: its correlation falls to 1/e.
+    share : float
+        Of the examples.
+    """
+
+    px: Range
+    samples: Range
+    share: Probability = 1.0
+
+
 class PhysicalNoise(Settings):
     """Single electrons, counted by the simulator's detector.
 
@@ -149,12 +167,15 @@ class PhysicalNoise(Settings):
     kinds : tuple of str
         Detectors, one drawn for every example.
     exact : float
-        Share of the examples that are measured without noise: real pictures have some of their own.
+        Share of the examples whose counts are without noise: real pictures have some of their own.
+    jitter : Jitter, optional
+        Of the probe's positions, whatever the counts.
     """
 
     counts: Range = Range(low=2, high=2000)
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("haadf",)
     exact: Probability = 0.0
+    jitter: Jitter | None = None
 
 
 def _source_kind(source: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -125,13 +126,30 @@ def counted(
     detector = Detector(kind=noise.kinds[int(rng.integers(len(noise.kinds)))])
     current_pa = noise.counts.draw(rng) / (ELECTRONS_PER_PA_US * detector.efficiency)
     samples = mask.samples
-    expected = detector.expected_electrons(bilinear(share, samples.positions), samples.dwell, current_pa)
+    positions, jitter = samples.positions, noise.jitter
+    if jitter is not None and rng.random() < jitter.share:
+        positions = positions + displaced(len(positions), jitter.px.draw(rng), jitter.samples.draw(rng), rng)
+    expected = detector.expected_electrons(bilinear(share, positions), samples.dwell, current_pa)
     exact = noise.exact > 0 and rng.random() < noise.exact
     none = np.zeros(len(expected))
     counts = expected if exact else Readout(detector, rng).read(expected, samples.dwell, none, 0)
     total, dwell = (np.bincount(samples.measured, x, len(mask.visited)) for x in (counts, samples.dwell))
     truth = detector.expected_electrons(share, np.ones(1, np.float32), current_pa)
     return truth, (total / dwell).astype(np.float32)
+
+
+def displaced(n: int, deviation_px: float, correlation: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return how far the probe is from its place at each of n samples, (n, 2) [pixel]: an Ornstein-Uhlenbeck process.
+
+    Along both axes with the same standard deviation; from one sample to the next k the correlation falls to
+    exp(-k / correlation).
+    """
+    from scipy.signal import lfilter  # takes half a second, and few need it
+
+    kept = math.exp(-1 / correlation)
+    steps = rng.standard_normal((n, 2), np.float32) * (deviation_px * math.sqrt(1 - kept**2))
+    steps[:1] /= math.sqrt(1 - kept**2)  # as spread from the first sample on
+    return np.asarray(lfilter([1.0], [1.0, -kept], steps, axis=0), np.float32)
 
 
 def blurred(picture: NDArray[np.float32], target: Target) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from lowdose.simulator.drawn import Still
 from lowdose.simulator.microscope import VirtualMicroscope
 from lowdose.training.data_settings import DataSettings, PatternMix
 from lowdose.training.data_store import Store
-from lowdose.training.examples import blur_taps, blurred, counted, full_range, published_noise, scanned
+from lowdose.training.examples import blur_taps, blurred, counted, displaced, full_range, published_noise, scanned
 from lowdose.training.masks import Mask, MaskPool, Samples
 from lowdose.training.pattern_choice import make_pattern
 
@@ -165,6 +165,42 @@ def test_a_share_of_the_examples_is_measured_exactly(rng: np.random.Generator) -
         truth, measured = counted(PICTURE, mask, noise, rng)  # type: ignore[arg-type]
         exact += np.allclose(measured, truth.ravel())
     assert exact == pytest.approx(100, abs=30)
+
+
+@pytest.mark.parametrize(("deviation_px", "correlation"), [(0.5, 0.3), (1.0, 3.0), (2.0, 30.0)])
+def test_a_jittering_probe_is_as_far_off_and_as_long_as_asked(
+    deviation_px: float, correlation: float, rng: np.random.Generator
+) -> None:
+    away = displaced(200_000, deviation_px, correlation, rng)
+    assert away.std(axis=0) == pytest.approx(deviation_px, rel=0.05)
+    step = round(max(correlation, 1))
+    both = (away[step:] * away[:-step]).mean(axis=0) / away.var(axis=0)
+    assert both == pytest.approx(np.exp(-step / correlation), abs=0.04)
+    assert (away[:, 0] * away[:, 1]).mean() == pytest.approx(0, abs=0.05 * deviation_px**2)
+    first = np.array([displaced(1, deviation_px, correlation, rng)[0] for _ in range(2_000)])
+    assert first.std() == pytest.approx(deviation_px, rel=0.1)  # as spread from the first sample on
+
+
+def test_a_jittering_probe_measures_the_picture_beside_its_place_and_the_truth_stays(rng: np.random.Generator) -> None:
+    slope = np.tile(np.linspace(0, 1, 101, dtype=np.float32), (101, 1))
+    noise = settings_of(
+        noise={
+            "counts": {"low": 100, "high": 100},
+            "exact": 1,
+            "jitter": {"px": {"low": 2, "high": 2}, "samples": {"low": 1, "high": 1}},
+        }
+    ).noise
+    pixels = [row * 101 + col for row in range(101) for col in range(20, 81)]
+    truth, measured = counted(slope, mask_at((101, 101), *pixels), noise, rng)  # type: ignore[arg-type]
+    np.testing.assert_allclose(truth, 100 * slope, rtol=1e-5)
+    assert (measured - truth.ravel()[pixels]).std() == pytest.approx(2.0, rel=0.05)  # one count for every pixel
+
+
+def test_without_a_share_nothing_jitters(rng: np.random.Generator) -> None:
+    jitter = {"px": {"low": 1, "high": 1}, "samples": {"low": 1, "high": 1}, "share": 0}
+    still = settings_of(noise={"counts": {"low": 50, "high": 50}, "jitter": jitter, "exact": 1}).noise
+    truth, measured = counted(PICTURE, mask_at((3, 3), *range(9)), still, rng)  # type: ignore[arg-type]
+    np.testing.assert_allclose(measured, truth.ravel(), rtol=1e-6)
 
 
 def test_a_bright_field_is_inverted(rng: np.random.Generator) -> None:
