@@ -58,12 +58,16 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in it.")],
     out: Annotated[Path, typer.Option(help="Engine file to write, NAME.onnx; its card goes beside it.")],
     precision: Annotated[str, typer.Option(help="FP32, BF16 or FP16.")] = "FP16",
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="evaluation.json of `lowdose evaluate`: its errors go into the card."),
+    ] = None,
 ) -> None:
     """Make an engine file of a trained network."""
     with _extra_train():
         from lowdose.training.commands import run_export
 
-        sys.exit(run_export(run, out, precision=precision))
+        sys.exit(run_export(run, out, precision=precision, evaluations=evaluation or []))
 
 
 @engines_app.command("evaluate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,20 @@ def complete(
     60
     """
     from lowdose.reconstruction.completion import completed
+
+    return completed(values, mask, engine=_named(engine) if isinstance(engine, str) else engine)
+
+
+def _named(name: str) -> Engine:
+    """Return the engine of a name; one that comes with the package, which takes a while to compile, is kept."""
+    from lowdose.reconstruction.engines.choice import engine_named, path_of
+    from lowdose.reconstruction.shipped import shipped
+
+    return _kept(name) if path_of(name) in shipped().values() else engine_named(name)
+
+
+@cache
+def _kept(name: str) -> Engine:
     from lowdose.reconstruction.engines.choice import engine_named
 
-    return completed(values, mask, engine=engine_named(engine) if isinstance(engine, str) else engine)
+    return engine_named(name)

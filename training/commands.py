@@ -51,14 +51,14 @@ def run_train(
     return 0
 
 
-def run_export(run: Path, out: Path, *, precision: str = "FP16") -> int:
+def run_export(run: Path, out: Path, *, precision: str = "FP16", evaluations: Iterable[Path] = ()) -> int:
     """Make an engine file of a run or a checkpoint; return 0."""
     from lowdose.training.export_run import export_run
 
     chosen = next((known for known in PRECISIONS if known == precision.upper()), None)
     if chosen is None:
         raise RecipeError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    file = export_run(run, out, precision=chosen)
+    file = export_run(run, out, precision=chosen, evaluations=evaluations)
     Console(stderr=True).print(f"wrote {file.path} and its card, digest {file.info.digest}", soft_wrap=True)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +15,7 @@ from lowdose.training.learner import make_network
 from lowdose.training.settings import CompletionObjective, RecipeSettings, TwoStageObjective, validated
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import nn
@@ -28,7 +30,9 @@ CALIBRATED_EXAMPLES = 64
 """So many validation examples at least must have set the scale of a standard deviation that counts as calibrated."""
 
 
-def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> EngineFile:
+def export_run(
+    source: Path, out: Path, *, precision: Precision = "FP16", evaluations: Iterable[Path] = ()
+) -> EngineFile:
     """Write the network of a run as an engine file and return it.
 
     Parameters
@@ -40,13 +44,15 @@ def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> Eng
         NAME.onnx; the card goes beside it.
     precision : "FP32", "BF16" or "FP16"
         Of the engine file.
+    evaluations : iterable of Path
+        Files of `lowdose evaluate` whose errors of this engine go into its card.
 
     Raises
     ------
     CheckpointError
         If there is no checkpoint, or it cannot be used.
     ExportError
-        If no engine can be what was trained, or none can lie there.
+        If no engine can be what was trained, none can lie there, or an evaluation tells nothing of this engine.
     OSError
         If something cannot be read or written.
     """
@@ -54,8 +60,9 @@ def export_run(source: Path, out: Path, *, precision: Precision = "FP16") -> Eng
     path = _checkpoint_of(source)
     content = load_checkpoint(path)
     settings = validated(RecipeSettings, content["recipe"], f"checkpoint {path}")
+    errors = tuple(row for file in evaluations for row in _rows_of(file, settings.name))
     network, options = _network(settings, content)
-    return export_engine(network, out, _card(settings, content, network, options), precision=precision)
+    return export_engine(network, out, _card(settings, content, network, options, errors), precision=precision)
 
 
 def _require_place(out: Path) -> None:
@@ -109,8 +116,26 @@ def _network(settings: RecipeSettings, content: dict[str, Any]) -> tuple[nn.Modu
     return network.eval(), options
 
 
-def _card(settings: RecipeSettings, content: dict[str, Any], network: nn.Module, options: dict[str, Any]) -> Card:
-    about = content["about"]
+def _rows_of(evaluation: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows of an engine in a file of `lowdose evaluate`, each with the noise it was found with."""
+    try:
+        found = json.loads(evaluation.read_text(encoding="utf-8"))
+        rows = [{"noise": found["noise"], **row} for row in found["rows"] if row["engine"] == name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{evaluation} is no evaluation.json of `lowdose evaluate` ({error})") from None
+    if not rows:
+        raise ExportError(f"{evaluation} tells nothing of an engine '{name}': evaluate {name}.onnx, then export again")
+    return rows
+
+
+def _card(
+    settings: RecipeSettings,
+    content: dict[str, Any],
+    network: nn.Module,
+    options: dict[str, Any],
+    errors: tuple[dict[str, Any], ...],
+) -> Card:
+    about, used = content["about"], content["recipe"]
     folds = hasattr(network, "folded")
     return Card(
         _info(settings, content, network),
@@ -122,7 +147,7 @@ def _card(settings: RecipeSettings, content: dict[str, Any], network: nn.Module,
         coverages=tuple(about["coverages"]),
         sizes=(settings.data.crop_px,),
         provenance={
-            "recipe": content["recipe"],
+            "recipe": {**used, "data": {key: value for key, value in used["data"].items() if key != "cache"}},
             "revision": about["revision"],
             "seed": settings.seed,
             "steps": content["step"],
@@ -130,6 +155,7 @@ def _card(settings: RecipeSettings, content: dict[str, Any], network: nn.Module,
             "versions": about["versions"],
             "validation": content["validation"],
         },
+        errors=errors,
         training_data=tuple(about["training_data"]),
     )
 

@@ -206,7 +206,7 @@ def blurred_pixel_loss(output: Tensor, truth: Tensor, *, p: Tensor | float = 1.0
     return pixel_loss(gaussian_blur(output), gaussian_blur(truth), p=p)
 
 
-def relative_mse(output: Tensor, target: Tensor, linear: Tensor, *, floor: float = 1e-3) -> Tensor:
+def relative_mse(output: Tensor, target: Tensor, linear: Tensor, *, floor: float = 1e-4) -> Tensor:
     """Return MSE(output, target) / max(MSE(linear, target), floor): 1 = no better than linear infill.
 
     Crops, coverages and patterns count alike however hard they are, without a table of expected errors.
@@ -261,7 +261,7 @@ NORMAL_90 = 1.645
 """Standard deviations within which 90 % of a normal distribution lie, to either side."""
 
 
-def interval_loss(mean: Tensor, deviation: Tensor, target: Tensor, linear: Tensor, *, floor: float = 1e-3) -> Tensor:
+def interval_loss(mean: Tensor, deviation: Tensor, target: Tensor, linear: Tensor, *, floor: float = 1e-4) -> Tensor:
     """Return how badly mean ± 1.645 deviations does as the interval in which 90 % of a target's pixels lie.
 
     Per pixel the quantile score of r = 1.645 deviation for e = |target - mean|, 0.9 (e - r) above and 0.1 (r - e) below

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from lowdose.reconstruction.engine import Engine, Precision
     from lowdose.reconstruction.engine_file import EngineFile
 
-WITHOUT_FILE = "linear"
-"""What "auto" stands for where no engine file is shipped."""
-
 logger = logging.getLogger(__name__)
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -55,8 +52,7 @@ def why_not(runtime: str) -> str | None:
 
 def path_of(name: str) -> Path | None:
     """Return the engine file of a name: a shipped one, the default for "auto", or a path; None if it names no file."""
-    if name == AUTO:
-        return shipped().get(DEFAULT)
+    name = DEFAULT if name == AUTO else name
     return shipped().get(name) or (Path(name).expanduser() if name.endswith(".onnx") else None)
 
 
@@ -70,7 +66,7 @@ def engine_named(name: str) -> Engine:
     """
     if (path := path_of(name)) is not None:
         return Tiled(load_engine(read_engine_file(path)))
-    target = ENGINES.get(WITHOUT_FILE if name == AUTO else name)
+    target = ENGINES.get(name)
     if target is None:
         raise ValueError(f"unknown engine '{name}': {nearest_name(name, [*ENGINES, *shipped(), AUTO])}, or NAME.onnx")
     module, _, cls = target.partition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,40 @@ def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
     assert card.provenance["versions"]["torch"] == torch.__version__
     assert [row["source"] for row in card.training_data]
     assert all(row["licence"] for row in card.training_data)
+
+
+def test_card_does_not_say_where_examples_were_kept(tmp_path):
+    run = trained(tmp_path, "completion", f"data.cache={tmp_path / 'kept'}")
+    recipe_of_card = export_run(run, tmp_path / "engine.onnx").card.provenance["recipe"]
+    assert "cache" not in recipe_of_card["data"]
+    assert recipe_of_card["data"]["crop_px"] == 32
+
+
+def test_card_takes_the_errors_of_this_engine_from_evaluations(tmp_path):
+    run, rows = trained(tmp_path, "completion"), [{"engine": "linear", "rms": 2.0}]
+    for noise, rms in (("none", 0.5), ("counts", 0.75)):
+        found = {"noise": noise, "rows": [*rows, {"engine": "small_completion", "rms": rms}]}
+        (tmp_path / f"{noise}.json").write_text(json.dumps(found))
+    export_run(run, tmp_path / "e.onnx", evaluations=[tmp_path / "none.json", tmp_path / "counts.json"])
+    card = read_engine_file(tmp_path / "e.onnx").card
+    assert [(row["noise"], row["rms"]) for row in card.errors] == [("none", 0.5), ("counts", 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"is no evaluation\.json of `lowdose evaluate`"),
+        ("[1]", r"is no evaluation\.json"),
+        ("not json", r"is no evaluation\.json"),
+        ('{"noise": "none", "rows": [{"engine": "other"}]}', "tells nothing of an engine 'small_completion'"),
+    ],
+)
+def test_file_that_tells_nothing_of_the_engine_is_refused_and_nothing_written(text, message, tmp_path):
+    run = trained(tmp_path, "completion")
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(ExportError, match=message):
+        export_run(run, tmp_path / "engine.onnx", evaluations=[tmp_path / "evaluation.json"])
+    assert not (tmp_path / "engine.onnx").exists()
 
 
 def test_moving_average_is_what_is_exported(tmp_path):
