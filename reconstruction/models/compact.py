@@ -17,15 +17,20 @@ CHANNELS = ("linear", "sparse", "mask", "distance")
 FARTHEST_PX = 32.0
 """Distances beyond say no more."""
 LEAST_DEVIATION = 1e-3
-"""In standard deviations of the measured values."""
+"""In local standard deviations."""
+LEAST_CONTRAST = 1e-3
+"""Of the local standard deviation, in standard deviations of the measured values."""
+CELL = 8
+"""Local means and contrasts are those of cells of so many folded pixels, 16 of the picture, and their neighbours."""
 
 
 class CompactGenerator(nn.Module):
     """Compact generator: linear infill plus what a small U-Net knows better, and how far off that may be.
 
-    The picture is folded by 2 into channels, so that full-size convolutions, which cost most, are none. Each level
-    halves it again; the way up adds the features of the way down. The last layer begins at zero: an untrained network
-    is linear infill.
+    Everything is seen less the local mean and over the local contrast of the linear infill, so that detail in a dark
+    corner counts as much as any. The picture is folded by 2 into channels, so that full-size convolutions, which cost
+    most, are none. Each level halves it again; the way up adds the features of the way down. The last layer begins at
+    zero: an untrained network is linear infill.
 
     Parameters
     ----------
@@ -55,7 +60,7 @@ class CompactGenerator(nn.Module):
             "blocks": list(blocks),
             "deviation_scale": deviation_scale,
         }
-        self.size_multiple = 2 ** len(widths)
+        self.size_multiple = max(2 ** len(widths), 2 * CELL)
         self.enter = nn.Conv2d(4 * len(CHANNELS), widths[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(width, n) for width, n in zip(widths, blocks, strict=True))
         pairs = list(pairwise(widths))
@@ -77,9 +82,10 @@ class CompactGenerator(nn.Module):
         -------
         (batch, 2, rows, cols) Tensor
         """
-        linear, values, distance = x[:, :1], x[:, 1:3], x[:, 3:]
+        linear, sparse, mask, distance = functional.pixel_unshuffle(x, 2).split(4, 1)
+        mean, contrast = _local(linear.mean(1, keepdim=True))
         near = distance.clamp(max=FARTHEST_PX) / FARTHEST_PX
-        features = self.enter(functional.pixel_unshuffle(torch.cat([linear, values, near], 1), 2))
+        features = self.enter(torch.cat([(linear - mean) / contrast, (sparse - mask * mean) / contrast, mask, near], 1))
         skips = []
         for blocks, coarser in zip(self.down, self.coarser, strict=False):
             features = blocks(features)
@@ -88,9 +94,23 @@ class CompactGenerator(nn.Module):
         features = self.down[-1](features)
         for i in reversed(range(len(skips))):
             features = self.up[i](self.finer[i](features) + skips[i])
-        residual, spread = functional.pixel_shuffle(self.leave(features), 2).split(1, 1)
-        deviation = self.deviation_scale * (functional.softplus(spread) + LEAST_DEVIATION)
-        return torch.cat([linear + residual, deviation], 1)
+        residual, spread = self.leave(features).split(4, 1)
+        deviation = (functional.softplus(spread) + LEAST_DEVIATION) * (self.deviation_scale * contrast)
+        return torch.cat(
+            [x[:, :1] + functional.pixel_shuffle(residual * contrast, 2), functional.pixel_shuffle(deviation, 2)], 1
+        )
+
+
+def _local(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return local means and standard deviations of (batch, 1, rows, cols), of the same shape."""
+    mean = _smooth(picture)
+    return mean, (_smooth((picture - mean).square()) + LEAST_CONTRAST**2).sqrt()
+
+
+def _smooth(picture: torch.Tensor) -> torch.Tensor:
+    """Return the means of cells and their neighbours, bilinear in between."""
+    cells = functional.avg_pool2d(functional.avg_pool2d(picture, CELL), 3, 1, 1, count_include_pad=False)
+    return functional.interpolate(cells, scale_factor=float(CELL), mode="bilinear", align_corners=False)
 
 
 class _Block(nn.Module):

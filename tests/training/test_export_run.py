@@ -41,7 +41,7 @@ def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
     card = read_engine_file(written.path).card
     assert (card.info.name, card.info.task, card.info.scale) == ("small_completion", "complete", 1)
     assert card.info.channels == ("linear", "sparse", "mask", "distance")
-    assert (card.info.normalisation, card.info.target, card.info.size_multiple) == ("mean_std", "blurred_5x5", 4)
+    assert (card.info.normalisation, card.info.target, card.info.size_multiple) == ("mean_std", "blurred_5x5", 16)
     assert (card.outputs, card.info.uncertainty_kind) == (2, "placeholder")
     assert card.patterns == ("lattice", "spiral")
     assert card.coverages == pytest.approx((1 / 25, 1 / 16, 1 / 10))

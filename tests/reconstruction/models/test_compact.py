@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowdose.reconstruction.models.compact import CHANNELS, LEAST_DEVIATION, CompactGenerator
+from lowdose.reconstruction.models.compact import CHANNELS, LEAST_CONTRAST, LEAST_DEVIATION, CompactGenerator
 from lowdose.reconstruction.models.cost import gmac
 
 
@@ -40,8 +40,20 @@ def test_it_fits_what_two_cores_can_do_live():
 
 
 def test_the_deviation_is_never_below_its_floor():
-    output = trained()(-100 * inputs())
-    assert (output[:, 1] >= LEAST_DEVIATION).all()
+    for scale in (0, 1, -100):
+        output = trained()(scale * inputs())
+        assert (output[:, 1] >= LEAST_DEVIATION * LEAST_CONTRAST).all()
+
+
+def test_brightness_and_contrast_of_a_picture_change_nothing_but_their_own():
+    network, pictures = trained(), inputs()
+    pictures[:, 2] = pictures[:, 2] > 0.5
+    pictures[:, 1] *= pictures[:, 2]
+    first = network(pictures)
+    pictures[:, :1], pictures[:, 1:2] = 0.1 * pictures[:, :1] - 2, 0.1 * pictures[:, 1:2] - 2 * pictures[:, 2:3]
+    again = network(pictures)
+    torch.testing.assert_close(again[:, :1], 0.1 * first[:, :1] - 2, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again[:, 1:], 0.1 * first[:, 1:], rtol=1e-3, atol=1e-3)
 
 
 def test_a_picture_does_not_depend_on_what_it_is_run_with():
@@ -60,7 +72,7 @@ def test_it_is_built_again_from_its_options():
     network = CompactGenerator((4, 8), (1, 2))
     again = CompactGenerator(**network.options)
     assert [p.shape for p in again.parameters()] == [p.shape for p in network.parameters()]
-    assert again.size_multiple == 4
+    assert again.size_multiple == 16
 
 
 def test_widths_and_blocks_must_agree():
