@@ -226,9 +226,6 @@ class DataSettings(Settings):
         Flip and turn every picture at random.
     invert, bin_by_2, decimate_by_2 : float
         Probability of inverted contrast, of 2 x 2 pixels averaged to one, of every second one taken.
-    contrast : Range, optional
-        Standard deviation of the whole picture over that of the crop, drawn for every example: pictures are normalised
-        as a whole, and a dark corner of a large one varies less than a crop that is all there is. With mean_std.
     cache : Path, optional
         Folder for decoded images and masks, kept from run to run; default: a temporary one.
     """
@@ -245,7 +242,6 @@ class DataSettings(Settings):
     invert: Probability = 0.0
     bin_by_2: Probability = 0.0
     decimate_by_2: Probability = 0.0
-    contrast: Range | None = None
     cache: Path | None = None
 
     @model_validator(mode="after")
@@ -255,8 +251,6 @@ class DataSettings(Settings):
                 f"normalisation {self.normalisation} is for pictures between -1 and 1, not for counts: "
                 "expected mean_std or min_max"
             )
-        if self.contrast is not None and self.normalisation != "mean_std":
-            raise ValueError(f"contrast is for the normalisation mean_std, got {self.normalisation}: leave it out")
         if self.bin_by_2 + self.decimate_by_2 > 1:
             raise ValueError(f"bin_by_2 + decimate_by_2 must be <= 1, got {self.bin_by_2 + self.decimate_by_2:g}")
         if self.inputs == "lattice" and not self._one_lattice():

@@ -80,8 +80,6 @@ def scanned(
     else:
         truth, measured = counted(share, mask, settings.noise, rng)
     normalisation = _normalisation(measured, settings.normalisation, everywhere=len(measured) == share.size)
-    if settings.contrast is not None:
-        normalisation = as_in_a_larger_picture(normalisation, settings.contrast.draw(rng), rng)
     normalised = normalisation.apply(measured[None])
     if settings.normalisation in ("mean_std", "min_max"):
         truth = normalisation.apply(truth[None])[0]
@@ -209,16 +207,6 @@ def _normalisation(measured: NDArray[np.float32], rule: Rule, *, everywhere: boo
         low, high = min(low, unmeasured), max(high, unmeasured)
     scale = high - low if high - low >= MIN_RANGE else 1.0
     return Normalisation(np.array([low], np.float32), np.array([scale], np.float32))
-
-
-def as_in_a_larger_picture(own: Normalisation, contrast: float, rng: np.random.Generator) -> Normalisation:
-    """Return the normalisation of a picture whose standard deviation is `contrast` times a crop's own.
-
-    Its variance is that within such crops and that between their means; from the latter the crop's mean is drawn.
-    """
-    between = math.sqrt(max(contrast**2 - 1, 0.0)) * float(rng.standard_normal())
-    offset = (own.offset + between * own.scale).astype(np.float32)
-    return Normalisation(offset, (contrast * own.scale).astype(np.float32))
 
 
 def _inputs(normalised: NDArray[np.float32], mask: Mask, settings: DataSettings) -> NDArray[np.float32]:

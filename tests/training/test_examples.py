@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -221,19 +220,6 @@ def test_target_and_truth_are_normalised_as_the_measured_values_are(rng: np.rand
     assert np.corrcoef(measured, example.truth.ravel()[mask.visited])[0, 1] > 0.999
     assert np.abs(measured - example.truth.ravel()[mask.visited]).mean() < 0.05
     np.testing.assert_array_equal(example.target[0], blurred(example.truth[0], "blurred_5x5"))
-
-
-def test_crops_are_normalised_as_parts_of_larger_pictures(rng: np.random.Generator) -> None:
-    share, mask = rng.random((32, 32), np.float32), mask_at((32, 32), *range(0, 1024, 3))
-    means = []
-    for _ in range(300):
-        settings = settings_of(contrast={"low": 5, "high": 5}, channels=["sparse"])
-        example = scanned(share, mask, 0, settings, rng)
-        measured = example.inputs[0].ravel()[mask.visited]
-        assert measured.std() == pytest.approx(1 / 5, rel=1e-3)
-        np.testing.assert_allclose(measured, example.truth.ravel()[mask.visited], atol=1e-5)
-        means.append(measured.mean())
-    assert np.std(means) == pytest.approx(math.sqrt(1 - 1 / 25), rel=0.15)  # their variances add up to one
 
 
 # --- as the live engine sees it -------------------------------------------------------------------------------------
