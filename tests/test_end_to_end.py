@@ -15,6 +15,7 @@ from lowdose.acquisition.display.app import run_window
 from lowdose.acquisition.display.headless import run_headless
 from lowdose.config.build import build_microscope, build_reconstruction
 from lowdose.config.loading import load_settings
+from lowdose.reconstruction.shipped import DEFAULT
 
 BUDGET = ("dose={budget_e_per_a2: 200}", "scan.dwell_time_us=20")
 
@@ -93,7 +94,7 @@ def test_the_real_window_shows_measured_and_completed_frames(qapp):
     grabbed = []
 
     def look(frame, _received_ns, _painted_ns):
-        if frame.engine == "linear" and not grabbed:
+        if frame.engine == DEFAULT and not grabbed:
             window = next(w for w in qapp.topLevelWidgets() if w.isVisible() and w.width() > 600)
             image = window.grab().toImage().convertToFormat(window.grab().toImage().Format.Format_Grayscale8)
             pixels = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())

@@ -18,6 +18,7 @@ from lowdose.config import replay
 from lowdose.config.errors import ConfigError
 from lowdose.config.replay import ReplayOptions, first_scan, with_grid_of
 from lowdose.config.schema import LowdoseSettings
+from lowdose.reconstruction.shipped import DEFAULT
 from lowdose.scan_patterns import ScanGrid, ScanPath
 from tests.simulator.sessions import blocks_of, new_raster, new_scan, scanned, write_session
 
@@ -61,7 +62,7 @@ def test_a_session_is_replayed_to_its_end_as_fast_as_it_can_be_completed(
     assert set(figures) >= KEYS
     assert (figures["acquired"], figures["dropped"], figures["gaps"]) == (35, 0, 0)
     assert 0 < figures["frames"] <= 35
-    assert figures["engine"] == "linear"
+    assert figures["engine"] == DEFAULT
     assert (figures["pattern"], figures["dwell_time_us"], figures["state"]) == ("spiral", 2.0, "parked")
     with Image.open(folder / "out.png") as picture:
         assert picture.size[1] == 64
