@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+from scipy.ndimage import spline_filter1d
 
 from lowdose.reconstruction.engine import require_picture
 from lowdose.reconstruction.infill import InfillMap
-from lowdose.reconstruction.lattice_infill import LinearOnLattice, NearestOnLattice
+from lowdose.reconstruction.lattice_infill import LinearOnLattice, NearestOnLattice, SplineOnLattice
 from lowdose.reconstruction.normalise import normalisation_of
 from lowdose.reconstruction.tiling import Tiled
 
@@ -148,17 +149,51 @@ class _LatticeFill:
         return out
 
 
-def fill_on_device(xp: Any, infill: Infill) -> _WeightedFill | _LatticeFill:
+@dataclass(frozen=True, slots=True)
+class _SplineFill:
+    """`SplineOnLattice` on the device: the spline as two matrices."""
+
+    nearest: _LatticeFill
+    rows: Array  # (pixel rows inside, measured rows) float32
+    cols: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.nearest.nbytes + int(self.rows.nbytes + self.cols.nbytes)
+
+    @property
+    def visited(self) -> Array:
+        """(v,) flat indices of the measured pixels, ascending."""
+        return self.nearest.visited
+
+    def apply(self, measured: Array) -> Array:
+        """Return (channels, rows, cols) made of (channels, v) measured values."""
+        out = self.nearest.apply(measured)
+        crossings = measured.reshape(-1, self.rows.shape[1], self.cols.shape[1])
+        out[:, self.nearest.rows.inside, self.nearest.cols.inside] = self.rows @ crossings @ self.cols.T
+        return out
+
+
+def spline_matrix(axis: LatticeAxis) -> NDArray[np.float32]:
+    """Return (pixels inside, m) weights of the measured values in a cubic spline through them."""
+    coefficients = spline_filter1d(np.eye(len(axis.measured)), order=3, axis=0, mode="mirror")
+    return np.asarray(axis.spline_weights @ coefficients, np.float32)
+
+
+def fill_on_device(xp: Any, infill: Infill) -> _WeightedFill | _LatticeFill | _SplineFill:
     """Return an infill map on the device."""
     if isinstance(infill, InfillMap):
         weights = None if infill.weights is None else on_device(xp, infill.weights)
         visited, sources = (on_device(xp, each.astype(np.int32)) for each in (infill.visited, infill.sources))
         return _WeightedFill(visited, sources, weights, infill.shape)
-    nearest = infill.nearest if isinstance(infill, LinearOnLattice) else infill
+    nearest = infill.nearest if isinstance(infill, LinearOnLattice | SplineOnLattice) else infill
     if not isinstance(nearest, NearestOnLattice):
         raise TypeError(f"no way to put a {type(infill).__name__} on the GPU: expected an InfillMap or a lattice")
     rows, cols = (_AxisOnDevice.of(xp, axis) for axis in (nearest.rows, nearest.cols))
-    return _LatticeFill(rows, cols, linear=infill is not nearest)
+    fill = _LatticeFill(rows, cols, linear=infill is not nearest)
+    if not isinstance(infill, SplineOnLattice):
+        return fill
+    return _SplineFill(fill, *(on_device(xp, spline_matrix(axis)) for axis in (nearest.rows, nearest.cols)))
 
 
 class AssemblyOnDevice:
@@ -235,10 +270,11 @@ class AssemblyOnDevice:
         self, name: Channel, normalised: Array, hits: NDArray[np.uint16], maps: PathMaps, digest: str
     ) -> Array:
         nearest = self._on_device(digest, "nearest", lambda: fill_on_device(self._xp, maps.nearest))
-        if name == "linear" and (linear := maps.linear) is not None:
-            return self._on_device(digest, "linear", lambda: fill_on_device(self._xp, linear)).apply(normalised)
-        if name in ("nearest", "linear"):
+        if (infill := maps.infill(name)) is maps.nearest:
             return nearest.apply(normalised)
+        if infill is not None:
+            kind = "linear" if infill is maps.linear else name
+            return self._on_device(digest, kind, lambda: fill_on_device(self._xp, infill)).apply(normalised)
         if name == "distance":
             return self._on_device(digest, "distance", lambda: on_device(self._xp, maps.distance))
         values = normalised

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Task = Literal["complete", "super_resolve", "denoise"]
-Channel = Literal["nearest", "linear", "sparse", "mask", "distance", "dwell"]
+Channel = Literal["nearest", "linear", "cubic", "sparse", "mask", "distance", "dwell"]
 Target = Literal["blurred_5x5", "blurred_3x3", "sharp"]
 Rule = Literal["mean_std", "min_max"]
 Precision = Literal["FP32", "BF16", "FP16"]
 SCALES = (1, 2, 4)
 MAX_NAME, MAX_PX = 64, 2048
 PRECISIONS: tuple[Precision, ...] = ("FP32", "BF16", "FP16")
-CHANNELS: tuple[Channel, ...] = ("nearest", "linear", "sparse", "mask", "distance", "dwell")
+CHANNELS: tuple[Channel, ...] = ("nearest", "linear", "cubic", "sparse", "mask", "distance", "dwell")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,9 @@ class EngineInfo:
     scale : 1, 2 or 4
         Pixels out per pixel in, along each axis.
     channels : tuple of str
-        Input channels in order: the picture by `nearest` or `linear` infill or `sparse` (0 where not measured), `mask`
-        (0 or 1), `distance` to the nearest measured pixel [pixel], `dwell` (visits; 1 on a later stage).
+        Input channels in order: the picture by `nearest`, `linear` or `cubic` infill (a spline on evenly spaced
+        lattices, else linear) or `sparse` (0 where not measured), `mask` (0 or 1), `distance` to the nearest measured
+        pixel [pixel], `dwell` (visits; 1 on a later stage).
     normalisation : "mean_std" or "min_max"
         Measured values get mean 0 and standard deviation 1, or reach from -1 to 1.
     target : "blurred_5x5", "blurred_3x3" or "sharp"

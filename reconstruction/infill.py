@@ -47,11 +47,21 @@ class PathMaps:
         To that pixel [pixel].
     linear : Infill or None
         None while it is being computed, or if it could not be.
+    spline : Infill or None
+        Cubic, on evenly spaced lattices alone.
     """
 
     nearest: Infill
     distance: NDArray[np.float32]
     linear: Infill | None
+    spline: Infill | None = None
+
+    def infill(self, name: str) -> Infill | None:
+        """Return the infill of a channel's name, the next best where there is none; None if it is no infill's."""
+        if name not in ("nearest", "linear", "cubic"):
+            return None
+        smooth = self.spline if name == "cubic" else None
+        return smooth or (self.linear if name != "nearest" else None) or self.nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,16 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.ndimage import spline_filter
 from scipy.sparse import csr_array
 
 from lowdose.reconstruction.infill import PathMaps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+LEAST_GAPS = 3
+"""Between the measured rows (or columns) that a cubic spline goes through."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,24 @@ class LatticeAxis:
         data, columns = np.stack([share, 1 - share], axis=1), np.stack([left, right], axis=1)
         starts = np.arange(0, data.size + 1, 2)
         return csr_array((data.ravel(), columns.ravel(), starts), shape=(len(pixels), len(self.measured)))
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether there are enough measured ones for a cubic spline, all equally far from each other."""
+        gaps = np.diff(self.measured)
+        return len(gaps) >= LEAST_GAPS and bool((gaps == gaps[0]).all())
+
+    @cached_property
+    def spline_weights(self) -> csr_array:
+        """(pixels inside, m) float32 matrix of cubic B-splines, four entries a row that sum to 1; if `is_even`."""
+        n, gap = len(self.measured), int(self.measured[1] - self.measured[0])
+        left, t = np.divmod(np.arange(self.inside.stop - self.inside.start), gap)
+        left, t = np.minimum(left, n - 2), np.where(left > n - 2, 1.0, t / gap)
+        taps = np.stack([(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3], axis=1) / 6
+        columns = np.abs(left[:, None] + np.arange(-1, 3))
+        columns = np.minimum(columns, 2 * (n - 1) - columns)  # mirrored at the ends
+        starts = np.arange(0, columns.size + 1, 4)
+        return csr_array((taps.ravel().astype(np.float32), columns.ravel(), starts), shape=(len(left), n))
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,35 @@ class LinearOnLattice:
         return out
 
 
+@dataclass(frozen=True)
+class SplineOnLattice:
+    """A bicubic spline through the measured values; outside their convex hull the nearest value.
+
+    It follows lattices of atoms up to the sampling limit, which linear interpolation flattens, and makes noise larger.
+
+    Parameters
+    ----------
+    nearest : NearestOnLattice
+        Of an evenly spaced lattice.
+    """
+
+    nearest: NearestOnLattice
+
+    @property
+    def visited(self) -> NDArray[np.intp]:
+        """(v,) flat indices of the measured pixels, ascending."""
+        return self.nearest.visited
+
+    def apply(self, measured: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (channels, rows, cols) made of (channels, v) measured values."""
+        rows, cols = self.nearest.rows, self.nearest.cols
+        out = self.nearest.apply(measured)
+        for values, image in zip(self.nearest.crossings(measured), out, strict=True):
+            coefficients = spline_filter(values, order=3, output=np.float32, mode="mirror")
+            image[rows.inside, cols.inside] = rows.spline_weights @ (cols.spline_weights @ coefficients.T).T
+        return out
+
+
 def lattice_maps(mask: NDArray[np.bool_]) -> PathMaps | None:
     """Return the maps of a mask that is True at every crossing of some rows and columns, else None.
 
@@ -138,7 +189,8 @@ def lattice_maps(mask: NDArray[np.bool_]) -> PathMaps | None:
     if crossings == n_rows * n_cols:
         return everywhere_measured((n_rows, n_cols))
     nearest = NearestOnLattice(LatticeAxis(rows, n_rows), LatticeAxis(cols, n_cols))
-    return PathMaps(nearest, nearest.distance(), LinearOnLattice(nearest))
+    spline = SplineOnLattice(nearest) if nearest.rows.is_even and nearest.cols.is_even else None
+    return PathMaps(nearest, nearest.distance(), LinearOnLattice(nearest), spline)
 
 
 @lru_cache(maxsize=4)  # every raster frame and every further stage asks for the same one

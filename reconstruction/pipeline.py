@@ -178,7 +178,7 @@ class Reconstructor:
 
     def _run_stage(self, stage: Engine, picture: _Picture) -> _StageOutput:
         """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
-        if "linear" in stage.info.channels and picture.maps.linear is None:
+        if not {"linear", "cubic"}.isdisjoint(stage.info.channels) and picture.maps.linear is None:
             stage = self._nearest
         try:
             return self._run_engine(stage, picture)
@@ -233,10 +233,8 @@ class Reconstructor:
 
 
 def _channel(name: Channel, picture: _Picture, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
-    if name == "nearest" or (name == "linear" and picture.maps.linear is None):
-        return picture.maps.nearest.apply(normalised)
-    if name == "linear" and picture.maps.linear is not None:
-        return picture.maps.linear.apply(normalised)
+    if (infill := picture.maps.infill(name)) is not None:
+        return infill.apply(normalised)
     if name == "sparse":
         sparse = np.zeros((len(normalised), picture.hits.size), np.float32)
         sparse[:, picture.maps.nearest.visited] = normalised

@@ -139,7 +139,7 @@ class TrainingData(Dataset["dict[str, Tensor]"]):
             settings.crop_px,
             (*self._seed, MASKS, index),
             self._store,
-            linear="linear" in settings.channels,
+            linear=not {"linear", "cubic"}.isdisjoint(settings.channels),
             blurred=settings.noise == "published",
         )
 

@@ -221,10 +221,8 @@ def _inputs(normalised: NDArray[np.float32], mask: Mask, settings: DataSettings)
 
 def _channel(name: Channel, normalised: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:
     maps = mask.maps
-    if name == "nearest" or (name == "linear" and maps.linear is None):
-        return np.asarray(maps.nearest.apply(normalised)[0])
-    if name == "linear" and maps.linear is not None:
-        return np.asarray(maps.linear.apply(normalised)[0])
+    if (infill := maps.infill(name)) is not None:
+        return np.asarray(infill.apply(normalised)[0])
     if name == "distance":
         return maps.distance
     if name == "sparse":

@@ -12,7 +12,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CHANNELS = ("linear", "sparse", "mask", "distance")
+CHANNELS = ("linear", "cubic", "sparse", "mask", "distance")
 """What it takes, in this order."""
 FARTHEST_PX = 32.0
 """Distances beyond say no more."""
@@ -38,6 +38,8 @@ class CompactGenerator(nn.Module):
         Channels of each level, the finest first.
     blocks : sequence of int
         Residual blocks of each level, on the way down and again on the way up (the coarsest has one way).
+    cubic : bool
+        Whether it is given cubic infill; the first weights were not.
     deviation_scale : float
         Times what the network says of its deviation: 1 in training, calibrated when it is exported.
     """
@@ -47,6 +49,7 @@ class CompactGenerator(nn.Module):
         widths: Sequence[int] = (24, 48, 96, 128, 160),
         blocks: Sequence[int] = (1, 1, 1, 2, 2),
         *,
+        cubic: bool = True,
         deviation_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -58,10 +61,11 @@ class CompactGenerator(nn.Module):
         self.options: dict[str, Any] = {
             "widths": list(widths),
             "blocks": list(blocks),
+            "cubic": cubic,
             "deviation_scale": deviation_scale,
         }
         self.size_multiple = max(2 ** len(widths), 2 * CELL)
-        self.enter = nn.Conv2d(4 * len(CHANNELS), widths[0], 3, padding=1)
+        self.enter = nn.Conv2d(4 * (len(CHANNELS) - (not cubic)), widths[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(width, n) for width, n in zip(widths, blocks, strict=True))
         pairs = list(pairwise(widths))
         self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
@@ -74,18 +78,19 @@ class CompactGenerator(nn.Module):
 
         Parameters
         ----------
-        x : (batch, 4, rows, cols) Tensor
-            Linear infill, measured values (0 elsewhere), mask, distance [pixel]; rows and cols multiples of
+        x : (batch, 5, rows, cols) Tensor
+            Linear and cubic infill, measured values (0 elsewhere), mask, distance [pixel]; rows and cols multiples of
             `size_multiple`.
 
         Returns
         -------
         (batch, 2, rows, cols) Tensor
         """
-        linear, sparse, mask, distance = functional.pixel_unshuffle(x, 2).split(4, 1)
+        linear, *cubic, sparse, mask, distance = functional.pixel_unshuffle(x, 2).split(4, 1)
         mean, contrast = _local(linear.mean(1, keepdim=True))
         near = distance.clamp(max=FARTHEST_PX) / FARTHEST_PX
-        features = self.enter(torch.cat([(linear - mean) / contrast, (sparse - mask * mean) / contrast, mask, near], 1))
+        seen = [(part - mean) / contrast for part in (linear, *cubic)]
+        features = self.enter(torch.cat([*seen, (sparse - mask * mean) / contrast, mask, near], 1))
         skips = []
         for blocks, coarser in zip(self.down, self.coarser, strict=False):
             features = blocks(features)

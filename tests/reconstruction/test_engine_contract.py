@@ -13,7 +13,7 @@ from lowdose.reconstruction.parity import MAX_DIFFERENCE, relative_rms
 
 torch = pytest.importorskip("torch")
 
-CHANNELS = ("linear", "sparse", "mask", "distance")
+CHANNELS = ("linear", "cubic", "sparse", "mask", "distance")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, map_coordinates
 
 from lowdose.reconstruction.infill import linear_map, nearest_map
 from lowdose.reconstruction.lattice_infill import everywhere_measured, lattice_maps
@@ -128,3 +128,49 @@ def test_bilinear_is_no_worse_than_triangles_on_the_procedural_specimen(d):
         np.square(infill.apply(values)[0] - truth).mean() for infill in (lattice_maps(mask).linear, triangles)
     )
     assert ours < theirs
+
+
+@given(mask=lattices())
+@quick
+def test_cubic_infill_goes_through_every_measured_value_and_keeps_a_constant(mask):
+    infill = lattice_maps(mask).infill("cubic")
+    values = random_values(mask)
+    np.testing.assert_allclose(infill.apply(values)[:, mask], values, atol=1e-5)
+    np.testing.assert_allclose(infill.apply(np.full((1, mask.sum()), 3, np.float32)), 3, atol=1e-5)
+
+
+@given(mask=lattices())
+@quick
+def test_on_evenly_spaced_lattices_cubic_infill_is_the_spline_of_scipy_inside_the_hull(mask):
+    maps, hull = lattice_maps(mask), hull_of(mask)
+    (rows, cols), values = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)), random_values(mask)
+    if maps.spline is None:
+        assert min(len(rows), len(cols)) < 4 or mask.all()
+        return
+    places = [(np.arange(n) - own[0]) / (own[1] - own[0]) for n, own in zip(mask.shape, (rows, cols), strict=True)]
+    for image, own in zip(maps.spline.apply(values), values, strict=True):
+        samples = own.reshape(len(rows), len(cols)).astype(np.float64)
+        spline = map_coordinates(samples, np.meshgrid(*places, indexing="ij"), order=3, mode="mirror")
+        np.testing.assert_allclose(image[hull], spline[hull], atol=1e-5)
+
+
+def test_a_fine_crystal_is_followed_closer_by_cubic_infill_than_by_linear():
+    crystal = np.sin(np.arange(128) * 2 * np.pi / 17)[:, None] * np.sin(np.arange(128) * 2 * np.pi / 15)
+    maps = lattice_maps(lattice_mask(crystal.shape, (5, 5), (2, 2)))
+    measured = crystal.ravel()[maps.nearest.visited].astype(np.float32)[None]
+    cubic, linear = (
+        np.sqrt(np.mean((maps.infill(name).apply(measured)[0] - crystal)[8:-8, 8:-8] ** 2))
+        for name in ("cubic", "linear")
+    )
+    assert cubic < 0.4 * linear
+
+
+def test_a_lattice_that_lost_a_line_and_scattered_pixels_have_no_spline_and_are_infilled_linearly():
+    mask = lattice_mask((40, 40), (4, 4), (0, 0))
+    mask[8] = False
+    maps = lattice_maps(mask)
+    assert maps.spline is None
+    assert maps.infill("cubic") is maps.linear
+    assert maps.infill("mask") is None
+    values = random_values(mask)
+    np.testing.assert_array_equal(maps.infill("cubic").apply(values), maps.linear.apply(values))

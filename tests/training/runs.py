@@ -19,7 +19,7 @@ data:
   patterns:
     - {pattern: {name: lattice, coverage: [1/16, 1/25]}, n: 2}
     - {pattern: {name: spiral, coverage: 1/10}, n: 1}
-  channels: [linear, sparse, mask, distance]
+  channels: [linear, cubic, sparse, mask, distance]
 network: {name: compact, options: {widths: [4, 8], blocks: [1, 1]}}
 objective:
   kind: completion

@@ -40,7 +40,7 @@ def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
     written = export_run(run, tmp_path / "engine.onnx", precision="FP32")
     card = read_engine_file(written.path).card
     assert (card.info.name, card.info.task, card.info.scale) == ("small_completion", "complete", 1)
-    assert card.info.channels == ("linear", "sparse", "mask", "distance")
+    assert card.info.channels == ("linear", "cubic", "sparse", "mask", "distance")
     assert (card.info.normalisation, card.info.target, card.info.size_multiple) == ("mean_std", "blurred_5x5", 16)
     assert (card.outputs, card.info.uncertainty_kind) == (2, "placeholder")
     assert card.patterns == ("lattice", "spiral")
@@ -93,7 +93,7 @@ def test_moving_average_is_what_is_exported(tmp_path):
     weights = content_of(run)["average"]["weights"]
     network = make_network("compact", {"widths": [4, 8], "blocks": [1, 1]})
     network.load_state_dict(weights)
-    inputs = torch.rand(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    inputs = torch.rand(1, 5, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = network(inputs).numpy()
     np.testing.assert_allclose(TorchEngine(written, precision="FP32").run(inputs.numpy()), expected, atol=1e-5)
@@ -179,7 +179,7 @@ def test_deviations_are_exported_as_validation_found_them_to_hold(tmp_path):
     assert options["deviation_scale"] == pytest.approx(scale) != 1
     plain = make_network("compact", {**options, "deviation_scale": 1.0})
     plain.load_state_dict(network.state_dict())
-    x = torch.rand(1, 4, 32, 32)
+    x = torch.rand(1, 5, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(network(x)[:, 1], scale * plain.eval()(x)[:, 1])
 

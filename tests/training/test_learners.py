@@ -173,13 +173,13 @@ def test_replay_trains_on_examples_seen_before(tmp_path):
 
 def test_untrained_compact_network_is_as_good_as_linear(tmp_path):
     learner = completion(tmp_path)
-    losses = learner._losses(batch_of(4, px=32, n=4))
+    losses = learner._losses(batch_of(5, px=32, n=4))
     torch.testing.assert_close(losses["relative_mse"], torch.ones(4))
 
 
 def test_likelihood_beside_an_error_trains_the_deviation_alone(tmp_path):
     learner = completion(tmp_path)
-    learner._losses(batch_of(4, px=32))["nll"].sum().backward()
+    learner._losses(batch_of(5, px=32))["nll"].sum().backward()
     of_mean, of_deviation = learner.network.leave.bias.grad.split(4)  # type: ignore[union-attr, operator]
     assert torch.equal(of_mean, torch.zeros(4))
     assert bool((of_deviation != 0).all())
@@ -187,7 +187,7 @@ def test_likelihood_beside_an_error_trains_the_deviation_alone(tmp_path):
 
 def test_likelihood_alone_trains_both(tmp_path):
     learner = completion(tmp_path, "objective.loss={nll: 1}")
-    learner._losses(batch_of(4, px=32))["nll"].sum().backward()
+    learner._losses(batch_of(5, px=32))["nll"].sum().backward()
     assert bool((learner.network.leave.bias.grad != 0).all())  # type: ignore[union-attr]
 
 
@@ -203,7 +203,7 @@ def test_likelihood_needs_a_deviation(tmp_path):
 
 def test_weights_of_losses_multiply_them(tmp_path):
     one, three = (
-        completion(tmp_path, f"objective.loss={{relative_mse: {w}}}")._losses(batch_of(4, px=32)) for w in (1, 3)
+        completion(tmp_path, f"objective.loss={{relative_mse: {w}}}")._losses(batch_of(5, px=32)) for w in (1, 3)
     )
     torch.testing.assert_close(three["relative_mse"], 3 * one["relative_mse"])
 
@@ -211,7 +211,7 @@ def test_weights_of_losses_multiply_them(tmp_path):
 def test_gradients_longer_than_the_bound_are_shortened_to_it(tmp_path):
     learner = completion(tmp_path, "objective.clip_norm=0.01")
     learner._optimizer.zero_grad = lambda: None  # type: ignore[method-assign] to look at what the step was made of
-    learner.step(batch_of(4, px=32), 0)
+    learner.step(batch_of(5, px=32), 0)
     norms = [p.grad.norm() for p in learner.network.parameters() if p.grad is not None]
     assert float(torch.linalg.vector_norm(torch.stack(norms))) == pytest.approx(0.01, rel=1e-3)
 
@@ -238,7 +238,7 @@ def test_one_stage_policy_freezes_normalisation_at_half(tmp_path):
 
 
 def test_mixed_precision_and_channels_last_give_nearly_the_same_losses(tmp_path):
-    batch = batch_of(4, px=32, n=4)
+    batch = batch_of(5, px=32, n=4)
     full, mixed = (completion(tmp_path, *options) for options in ((), ("precision=bf16", "channels_last=true")))
     for step in range(3):
         expected, got = full.step(batch, step), mixed.step(batch, step)

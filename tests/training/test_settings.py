@@ -27,7 +27,7 @@ name: mine
 data:
   crop_px: 64
   patterns: [{pattern: {name: lattice, coverage: 1/16}}, {pattern: {name: spiral, coverage: 1/20}}]
-  channels: [linear, sparse, mask, distance]
+  channels: [linear, cubic, sparse, mask, distance]
 network: {name: compact}
 objective: {kind: completion, loss: {relative_mse: 1}, learning_rate: {policy: cosine, lr: 1e-3}}
 steps: 10

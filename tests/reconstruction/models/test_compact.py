@@ -35,7 +35,7 @@ def test_untrained_it_is_linear_infill():
 def test_it_fits_what_two_cores_can_do_live():
     with torch.device("meta"):
         network = CompactGenerator()
-        assert gmac(network, torch.zeros(1, 4, 512, 512)) <= 6.5
+        assert gmac(network, torch.zeros(1, 5, 512, 512)) <= 6.5
     assert sum(parameter.numel() for parameter in network.parameters()) <= 3e6
 
 
@@ -47,10 +47,10 @@ def test_the_deviation_is_never_below_its_floor():
 
 def test_brightness_and_contrast_of_a_picture_change_nothing_but_their_own():
     network, pictures = trained(), inputs()
-    pictures[:, 2] = pictures[:, 2] > 0.5
-    pictures[:, 1] *= pictures[:, 2]
+    pictures[:, 3] = pictures[:, 3] > 0.5
+    pictures[:, 2] *= pictures[:, 3]
     first = network(pictures)
-    pictures[:, :1], pictures[:, 1:2] = 0.1 * pictures[:, :1] - 2, 0.1 * pictures[:, 1:2] - 2 * pictures[:, 2:3]
+    pictures[:, :2], pictures[:, 2:3] = 0.1 * pictures[:, :2] - 2, 0.1 * pictures[:, 2:3] - 2 * pictures[:, 3:4]
     again = network(pictures)
     torch.testing.assert_close(again[:, :1], 0.1 * first[:, :1] - 2, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(again[:, 1:], 0.1 * first[:, 1:], rtol=1e-3, atol=1e-3)
@@ -64,7 +64,7 @@ def test_a_picture_does_not_depend_on_what_it_is_run_with():
 
 def test_distances_beyond_the_farthest_say_no_more():
     network, near, far = trained(), inputs(), inputs()
-    near[:, 3], far[:, 3] = 32.0, 90.0
+    near[:, 4], far[:, 4] = 32.0, 90.0
     assert torch.equal(network(near), network(far))
 
 

@@ -22,7 +22,7 @@ SMALL = {
     "compact": {"widths": [4, 8], "blocks": [1, 1]},
 }
 """Options of a network that is quick to run."""
-ENDS = {"two_stage": (1, 1), "one_stage": (1, 1), "compact": (4, 2)}
+ENDS = {"two_stage": (1, 1), "one_stage": (1, 1), "compact": (5, 2)}
 """Channels in and out of the network as published."""
 
 
@@ -32,7 +32,7 @@ def name(request):
 
 
 def pictures(name, batch):
-    return torch.randn(batch, 4 if name == "compact" else 2, 64, 32)
+    return torch.randn(batch, 5 if name == "compact" else 2, 64, 32)
 
 
 def test_built_without_arguments_it_takes_and_gives_the_channels_of_its_publication(name):
