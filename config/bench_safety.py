@@ -27,7 +27,7 @@ from lowdose.acquisition.realtime import prepare_process
 from lowdose.acquisition.record_path import RING_S
 from lowdose.acquisition.recording import CHUNK_NS
 from lowdose.acquisition.settings import NetworkSettings
-from lowdose.acquisition.sockets import STATUS_HWM, Subscriber, free_endpoint
+from lowdose.acquisition.sockets import STATUS_HWM, ControlRefusedError, Subscriber, free_endpoint
 from lowdose.acquisition.status import Event
 from lowdose.config.bench_processes import (
     WAIT_S,
@@ -123,12 +123,22 @@ class Site:
         while self.events.receive() is not None:
             pass
         self.log.note("fault", 0)
-        self.client.start()
+        self.wait(self._started, "a start")
 
-    def wait_on(self) -> None:
-        """Wait until the beam is on and some frames were scanned."""
+    def _started(self) -> bool:
+        """Start; False where the end of the scan before came in between, and a start must be asked for again."""
+        try:
+            self.client.start()
+        except ControlRefusedError as error:
+            if "start again" in str(error):
+                return False
+            raise
+        return True
+
+    def wait_on(self, frames: int = 2) -> None:
+        """Wait until the beam is on and more frames than that were scanned."""
         begun = self.client.status()["acquired"]
-        self.wait(lambda: self.client.status()["acquired"] > begun + 2, "frames")
+        self.wait(lambda: self.client.status()["acquired"] > begun + frames, "frames")
 
     @contextmanager
     def recorded(self, **disk: Any) -> Iterator[tuple[BaseProcess, Connection]]:
@@ -224,7 +234,7 @@ def _die(site: Site) -> Trial:
 
 def _refuse(site: Site) -> Trial:
     site.scan()
-    site.wait_on()
+    site.wait_on(AFTER_BLOCKS)  # a frame has a block at least
     now = time.monotonic_ns()
     site.client.stop()
     return site.trial("blank_not_confirmed", now)

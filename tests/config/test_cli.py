@@ -85,7 +85,7 @@ WRONG_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
 def test_live_refuses_a_wrong_option(
     options: tuple[str, ...], words: str, refused: Callable[..., str], small: Any
 ) -> None:
-    complaint = refused("live", *options, *small, "--headless")
+    complaint = refused("live", *small, *options, "--headless")
     assert words in " ".join(complaint.split())
 
 
