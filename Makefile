@@ -39,7 +39,8 @@ floors: $(READY)
 # Most tests wait for processes and sockets: two at a time. Training's run file by file: torch, its exporter and its
 # worker processes in one long-lived process crash now and then.
 fast: $(READY)
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" --ignore tests/training $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" --ignore tests/training --ignore tests/config $(ARGS)
+	$(PYTEST) -q -m "not slow and not gpu" tests/config  # processes with deadlines: one test at a time
 	for file in tests/training/test_*.py; do $(PYTEST) -q -m "not slow and not gpu" $$file || [ $$? -eq 5 ] || exit 1; done
 
 # The wheel goes through the sdist, so that deleted files cannot leak in from build/.
