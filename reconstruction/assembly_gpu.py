@@ -190,7 +190,7 @@ def fill_on_device(xp: Any, infill: Infill) -> _WeightedFill | _LatticeFill | _S
     if not isinstance(nearest, NearestOnLattice):
         raise TypeError(f"no way to put a {type(infill).__name__} on the GPU: expected an InfillMap or a lattice")
     rows, cols = (_AxisOnDevice.of(xp, axis) for axis in (nearest.rows, nearest.cols))
-    fill = _LatticeFill(rows, cols, linear=infill is not nearest)
+    fill = _LatticeFill(rows, cols, linear=isinstance(infill, LinearOnLattice))
     if not isinstance(infill, SplineOnLattice):
         return fill
     return _SplineFill(fill, *(on_device(xp, spline_matrix(axis)) for axis in (nearest.rows, nearest.cols)))

@@ -113,11 +113,8 @@ class NearestOnLattice:
 
 
 @dataclass(frozen=True)
-class LinearOnLattice:
-    """Bilinear between the four measured pixels around; outside their convex hull the nearest value.
-
-    The corners of a lattice cell lie on one circle, so that Delaunay's triangles are not unique: either diagonal would
-    do. Bilinear prefers neither, agrees with both on the lattice's lines and on planes, and is two sparse products.
+class _BetweenOnLattice:
+    """Something between the measured pixels around, one axis at a time; outside their convex hull the nearest value.
 
     Parameters
     ----------
@@ -137,37 +134,34 @@ class LinearOnLattice:
         rows, cols = self.nearest.rows, self.nearest.cols
         out = self.nearest.apply(measured)
         for values, image in zip(self.nearest.crossings(measured), out, strict=True):
-            image[rows.inside, cols.inside] = rows.weights @ (cols.weights @ values.T).T
+            image[rows.inside, cols.inside] = self._between(values)
         return out
 
+    def _between(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the pixels inside made of (measured rows, measured columns)."""
+        raise NotImplementedError
 
-@dataclass(frozen=True)
-class SplineOnLattice:
-    """A bicubic spline through the measured values; outside their convex hull the nearest value.
 
-    It follows lattices of atoms up to the sampling limit, which linear interpolation flattens, and makes noise larger.
+class LinearOnLattice(_BetweenOnLattice):
+    """Bilinear between the four measured pixels around.
 
-    Parameters
-    ----------
-    nearest : NearestOnLattice
-        Of an evenly spaced lattice.
+    The corners of a lattice cell lie on one circle, so that Delaunay's triangles are not unique: either diagonal would
+    do. Bilinear prefers neither, agrees with both on the lattice's lines and on planes, and is two sparse products.
     """
 
-    nearest: NearestOnLattice
+    def _between(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(self.nearest.rows.weights @ (self.nearest.cols.weights @ values.T).T)
 
-    @property
-    def visited(self) -> NDArray[np.intp]:
-        """(v,) flat indices of the measured pixels, ascending."""
-        return self.nearest.visited
 
-    def apply(self, measured: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (channels, rows, cols) made of (channels, v) measured values."""
-        rows, cols = self.nearest.rows, self.nearest.cols
-        out = self.nearest.apply(measured)
-        for values, image in zip(self.nearest.crossings(measured), out, strict=True):
-            coefficients = spline_filter(values, order=3, output=np.float32, mode="mirror")
-            image[rows.inside, cols.inside] = rows.spline_weights @ (cols.spline_weights @ coefficients.T).T
-        return out
+class SplineOnLattice(_BetweenOnLattice):
+    """A bicubic spline through the measured values of an evenly spaced lattice.
+
+    It follows lattices of atoms up to the sampling limit, which linear interpolation flattens, and makes noise larger.
+    """
+
+    def _between(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        coefficients = spline_filter(values, order=3, output=np.float32, mode="mirror")
+        return np.asarray(self.nearest.rows.spline_weights @ (self.nearest.cols.spline_weights @ coefficients.T).T)
 
 
 def lattice_maps(mask: NDArray[np.bool_]) -> PathMaps | None:
