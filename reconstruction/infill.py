@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_BOX_BATCH = 1 << 21
 """Pixels of bounding boxes looked at in one go: bounds the memory of building a map."""
 
+NEED_LINEAR = frozenset({"linear", "cubic"})
+"""Channels that linear infill makes, or stands in for."""
+
 
 class Infill(Protocol):
     """Fills a picture from its measured pixels."""
@@ -58,10 +61,9 @@ class PathMaps:
 
     def infill(self, name: str) -> Infill | None:
         """Return the infill of a channel's name, the next best where there is none; None if it is no infill's."""
-        if name not in ("nearest", "linear", "cubic"):
-            return None
-        smooth = self.spline if name == "cubic" else None
-        return smooth or (self.linear if name != "nearest" else None) or self.nearest
+        if name in NEED_LINEAR:
+            return (self.spline if name == "cubic" else None) or self.linear or self.nearest
+        return self.nearest if name == "nearest" else None
 
 
 @dataclass(frozen=True, slots=True)

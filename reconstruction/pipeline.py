@@ -14,6 +14,7 @@ from lowdose.acquisition.frames import DenseFrame, EngineStamp
 from lowdose.reconstruction.assembly_gpu import AssemblyOnDevice, device_engine
 from lowdose.reconstruction.engine import require_picture
 from lowdose.reconstruction.engines.classical_engine import LinearEngine, NearestEngine
+from lowdose.reconstruction.infill import NEED_LINEAR
 from lowdose.reconstruction.lattice_infill import everywhere_measured
 from lowdose.reconstruction.maps import MapCache, maps_at_once
 from lowdose.reconstruction.normalise import normalisation_of
@@ -178,7 +179,7 @@ class Reconstructor:
 
     def _run_stage(self, stage: Engine, picture: _Picture) -> _StageOutput:
         """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
-        if not {"linear", "cubic"}.isdisjoint(stage.info.channels) and picture.maps.linear is None:
+        if not NEED_LINEAR.isdisjoint(stage.info.channels) and picture.maps.linear is None:
             stage = self._nearest
         try:
             return self._run_engine(stage, picture)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lowdose.reconstruction.infill import NEED_LINEAR
 from lowdose.training.data_settings import ImageSource, PhysicalNoise
 from lowdose.training.data_store import DataError, Store
 from lowdose.training.examples import Example, scanned
@@ -139,7 +140,7 @@ class TrainingData(Dataset["dict[str, Tensor]"]):
             settings.crop_px,
             (*self._seed, MASKS, index),
             self._store,
-            linear=not {"linear", "cubic"}.isdisjoint(settings.channels),
+            linear=not NEED_LINEAR.isdisjoint(settings.channels),
             blurred=settings.noise == "published",
         )
 
