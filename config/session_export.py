@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -168,11 +169,13 @@ def require_name(path: Path) -> None:
 
 
 def require_place(out: Path) -> None:
-    """Raise ConfigError unless there is a folder for what is to be written."""
+    """Raise ConfigError unless there is a folder for what is to be written, and nothing of that name in it."""
     require_name(out)
     folder = out.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"cannot write {printable(str(out))}: there is no folder {printable(str(folder))}")
+    if os.path.lexists(out):
+        raise ConfigError(f"{printable(str(out))} exists already, nothing is overwritten: name another with --out")
 
 
 def _require_engine(form: str, selection: Selection) -> None:
@@ -397,8 +400,8 @@ def _sparse_frames(reader: SessionReader, start: ScanStart) -> Iterator[SparseFr
 def _completed(wanted: Iterable[SparseFrame], start: ScanStart, engine: Engine) -> Iterator[_Found]:
     reconstructor = Reconstructor([engine])
     try:
-        _wait_for_maps(reconstructor, start)
         for sparse in wanted:
+            _wait_for_maps(reconstructor, start, sparse.frame_index)
             dense = reconstructor.complete(sparse, start)
             if dense is None:
                 raise ConfigError(f"frame {sparse.frame_index} measured nothing: leave it out by --frames")
@@ -409,9 +412,8 @@ def _completed(wanted: Iterable[SparseFrame], start: ScanStart, engine: Engine) 
         reconstructor.close()
 
 
-def _wait_for_maps(reconstructor: Reconstructor, start: ScanStart) -> None:
-    """Wait for the infill maps of the scan, without which its first frames would be filled by their nearest pixels."""
-    reconstructor.prepare(start)
+def _wait_for_maps(reconstructor: Reconstructor, start: ScanStart, frame_index: int) -> None:
+    """Wait for the infill maps of a frame's path, without which it would be filled by its nearest pixels."""
     deadline_s = time.monotonic() + MAPS_WAIT_S
-    while not reconstructor.ready(start) and time.monotonic() < deadline_s:
+    while not reconstructor.ready(start, frame_index) and time.monotonic() < deadline_s:
         time.sleep(0.01)  # between two looks

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lowdose.reconstruction.infill import InfillMap, PathMaps, linear_map, nearest_map
@@ -18,9 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAPS_KEPT = 4
-
-_Order = tuple[str, "NDArray[np.bool_]", InfillMap] | None
+PIXELS_KEPT = 24 << 20
+"""Of all maps together, at some 50 bytes each: the 64 paths of a rotated interlaced cycle at 512 x 512, and more."""
 
 
 def maps_at_once(mask: NDArray[np.bool_]) -> PathMaps:
@@ -28,44 +26,70 @@ def maps_at_once(mask: NDArray[np.bool_]) -> PathMaps:
     return lattice_maps(mask) or PathMaps(*nearest_map(mask), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The maps of a path as far as they are there, and what the linear one is to be computed of, if it still is."""
+
+    maps: PathMaps
+    order: _Order | None
+
+
+_Order = tuple["NDArray[np.bool_]", InfillMap]
+
+
 class MapCache:
-    """Computes and keeps the maps that take time, those of no lattice; from any thread."""
+    """Computes and keeps the maps that take time, those of no lattice; from any thread.
+
+    The paths used last are kept, `PIXELS_KEPT` in all; those of a longer cycle are filled by nearest.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, PathMaps] = OrderedDict()
-        self._to_compute: queue.LifoQueue[_Order] = queue.LifoQueue()  # the newest path first
+        self._changed = threading.Condition()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the one used last comes last
+        self._closed = False
         # a daemon: a triangulation of seconds must not keep the process from ending
         threading.Thread(target=self._compute, name="infill-maps", daemon=True).start()
 
     def get(self, digest: str, mask: NDArray[np.bool_]) -> PathMaps:
         """Return the maps of a path as far as they are there, beginning to compute what is not."""
-        with self._lock:
+        with self._changed:
             if digest in self._kept:
                 self._kept.move_to_end(digest)
-                return self._kept[digest]
-            if (on_lattice := lattice_maps(mask)) is not None:
-                return on_lattice
-            nearest, distance = nearest_map(mask)
-            maps = PathMaps(nearest, distance, None)
-            self._kept[digest] = maps
-            self._to_compute.put((digest, mask, nearest))
-            while len(self._kept) > MAPS_KEPT:
+                return self._kept[digest].maps
+        if (on_lattice := lattice_maps(mask)) is not None:
+            return on_lattice
+        nearest, distance = nearest_map(mask)
+        maps = PathMaps(nearest, distance, None)
+        with self._changed:
+            self._kept.setdefault(digest, _Kept(maps, (mask, nearest)))
+            while len(self._kept) > 1 and sum(kept.maps.distance.size for kept in self._kept.values()) > PIXELS_KEPT:
                 self._kept.popitem(last=False)
-            return maps
+            self._changed.notify()
+        return maps
 
     def close(self) -> None:
         """Compute no more maps than the one under way; twice is fine."""
-        self._to_compute.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
     def _compute(self) -> None:
-        while (order := self._to_compute.get()) is not None:
-            digest, mask, nearest = order
+        while (missing := self._wait_for_missing()) is not None:
+            digest, maps, (mask, nearest) = missing
             try:
-                linear = linear_map(mask, nearest)
+                maps = replace(maps, linear=linear_map(mask, nearest))
             except Exception:  # a frame can always be filled by nearest
                 logger.exception("no linear infill for this path: nearest is used")
-                continue
-            with self._lock:
+            with self._changed:
                 if digest in self._kept:
-                    self._kept[digest] = replace(self._kept[digest], linear=linear)
+                    self._kept[digest] = _Kept(maps, None)
+
+    def _wait_for_missing(self) -> tuple[str, PathMaps, _Order] | None:
+        """Return the path used last whose linear map is missing, when there is one; None at the end."""
+        with self._changed:
+            while not self._closed:
+                for digest, kept in reversed(self._kept.items()):
+                    if kept.order is not None:
+                        return digest, kept.maps, kept.order
+                self._changed.wait()
+        return None

@@ -80,10 +80,34 @@ def test_a_triangulation_that_fails_leaves_nearest(cache, monkeypatch, caplog):
     assert cache.get("irregular", random_mask()).linear is None
 
 
-def test_only_the_newest_irregular_maps_are_kept(cache):
-    for k in range(maps.MAPS_KEPT + 3):
+def test_only_the_newest_irregular_maps_are_kept_as_many_as_have_room(cache, monkeypatch):
+    monkeypatch.setattr(maps, "PIXELS_KEPT", 4 * random_mask().size)
+    for k in range(7):
         cache.get(str(k), random_mask(k))
-    assert list(cache._kept) == [str(k) for k in range(3, maps.MAPS_KEPT + 3)]
+    assert list(cache._kept) == [str(k) for k in range(3, 7)]
+
+
+def test_a_single_path_larger_than_the_room_is_kept(cache, monkeypatch):
+    monkeypatch.setattr(maps, "PIXELS_KEPT", 1)
+    assert cache.get("large", random_mask()) is cache.get("large", random_mask())
+
+
+def test_every_path_of_a_long_irregular_cycle_gets_its_linear_map_once(cache, gate):
+    gate.set()
+    cycle = {str(k): random_mask(k) for k in range(16)}
+    wait_until(lambda: all(cache.get(digest, mask).linear is not None for digest, mask in cycle.items()))
+    assert len(gate.asked) == 16
+
+
+def test_what_is_pushed_out_before_its_turn_is_not_computed(cache, gate, monkeypatch):
+    monkeypatch.setattr(maps, "PIXELS_KEPT", random_mask().size)
+    cache.get("first", random_mask(0))
+    wait_until(lambda: len(gate.asked) == 1)
+    cache.get("second", random_mask(1))
+    cache.get("third", random_mask(2))
+    gate.set()
+    wait_until(lambda: cache.get("third", random_mask(2)).linear is not None)
+    assert len(gate.asked) == 2
 
 
 def test_a_mask_with_a_hole_has_no_linear_map_at_once():
