@@ -14,9 +14,11 @@ from lowdose.reconstruction.engine import EngineInfo  # noqa: TC001 pydantic rea
 from lowdose.scan_patterns.checks import nearest_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from onnx import ModelProto
+    from google.protobuf.message import Message
+    from onnx import ModelProto, TensorProto
 
 CARD_VERSION = 1
 OPSETS = range(17, 24)
@@ -95,6 +97,8 @@ class Card:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gmac_512) and self.gmac_512 >= 0):
             raise ValueError(f"gmac_512 must be a finite number >= 0, got {self.gmac_512}")
+        if self.outputs == 1 and self.info.uncertainty_kind != "none":
+            raise ValueError(f"uncertainty_kind must be none where outputs is 1, got {self.info.uncertainty_kind}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,20 @@ def read_engine_file(path: Path) -> EngineFile:
     return EngineFile(path, card)
 
 
+def bytes_of(file: EngineFile) -> bytes:
+    """Return the ONNX file that was checked, for a runtime to load.
+
+    Raises
+    ------
+    EngineFileError
+        If it cannot be read any more, or is another one by now.
+    """
+    onnx_bytes = _read(file.path, MAX_BYTES)
+    if digest_of(onnx_bytes) != file.info.digest:
+        raise EngineFileError(f"{file.path} has changed since it was checked: start again")
+    return onnx_bytes
+
+
 def write_engine_file(path: Path, onnx_bytes: bytes, card: Card) -> EngineFile:
     """Write an ONNX file and its card, each as a whole or not at all, and return them checked.
 
@@ -164,9 +182,23 @@ def parse_onnx(onnx_bytes: bytes, path: Path) -> ModelProto:
         model = onnx.load_model_from_string(onnx_bytes)
     except DecodeError as error:
         raise EngineFileError(f"{path} is no ONNX file ({error}): expected one that `lowdose export` wrote") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise EngineFileError(f"{path} keeps its weights in other files: expected them inside, export it again")
     return model
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Yield every tensor in a part of an ONNX file, wherever it is: weights, constants, subgraphs, functions."""
+    from google.protobuf.message import Message
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors(part)
 
 
 def _read_card(path: Path) -> Card:

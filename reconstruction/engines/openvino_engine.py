@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowdose.reconstruction.engine import PRECISIONS, Precision
-from lowdose.reconstruction.engine_file import EngineFileError
+from lowdose.reconstruction.engine_file import EngineFileError, bytes_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,8 +112,9 @@ def precisions(core: Any = None) -> tuple[Precision, ...]:
 
 
 def _read(core: Any, file: EngineFile) -> Any:
+    onnx_bytes = bytes_of(file)
     try:
-        return core.read_model(file.path)
+        return core.read_model(onnx_bytes)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise EngineFileError(f"openvino cannot read {file.path}: {reason}") from None

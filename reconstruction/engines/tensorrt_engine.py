@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,8 +73,7 @@ class TensorRTEngine:
                 f"precision {precision}: leave it out, or export the file in {precision}"
             )
         self._cupy = _usable_cupy()
-        kind = file.info.uncertainty_kind if file.card.outputs == 2 else "none"
-        self.info = replace(file.info, uncertainty_kind=kind)
+        self.info = file.info
         self._outputs = file.card.outputs
         self._profile = profile_for(file.card)
         gpu, capability, free_bytes = _current_gpu(self._cupy)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from lowdose.reconstruction.engine_file import DIGEST_BYTES, INPUTS, EngineFileError, digest_of, write_whole
+from lowdose.reconstruction.engine_file import DIGEST_BYTES, INPUTS, EngineFileError, bytes_of, write_whole
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -168,7 +168,7 @@ def build_plan(file: EngineFile, key: PlanKey, profile: Profile, *, workspace_by
     # on 11 all networks are, and the flag is ignored
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(_onnx_bytes(file)):
+    if not parser.parse(bytes_of(file)):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise PlanError(f"TensorRT {key.tensorrt} cannot read {file.path.name}: {errors}; use runtime openvino")
     config = builder.create_builder_config()
@@ -230,16 +230,6 @@ def _digest(content: bytes) -> str:
 
 def _slug(*parts: str) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part) for part in parts)
-
-
-def _onnx_bytes(file: EngineFile) -> bytes:
-    try:
-        onnx_bytes = file.path.read_bytes()
-    except OSError as error:
-        raise EngineFileError(f"cannot read {file.path}: {error.strerror}") from None
-    if digest_of(onnx_bytes) != file.info.digest:
-        raise EngineFileError(f"{file.path} has changed since it was checked: start again")
-    return onnx_bytes
 
 
 def _loaded(plan: bytes) -> trt.ICudaEngine:

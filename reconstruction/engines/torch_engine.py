@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowdose.reconstruction.engine import PRECISIONS, Precision
-from lowdose.reconstruction.engine_file import EngineFileError, digest_of, parse_onnx
+from lowdose.reconstruction.engine_file import EngineFileError, bytes_of, parse_onnx
 from lowdose.reconstruction.models import MODELS
 from lowdose.scan_patterns.checks import nearest_name
 
@@ -61,8 +62,7 @@ class TorchEngine:
         self._device = self._torch.device("cuda" if self._torch.cuda.is_available() else "cpu")
         chosen = _chosen(precision, file.info.precision, on_gpu=self._device.type == "cuda")
         self._dtype = _dtype(chosen)
-        kind = file.info.uncertainty_kind if file.card.outputs == 2 else "none"
-        self.info = replace(file.info, precision=chosen, uncertainty_kind=kind)
+        self.info = replace(file.info, precision=chosen)
         self._outputs = file.card.outputs
         self._network: Any = load_network(file).to(self._device, self._dtype)
 
@@ -119,6 +119,12 @@ class CudaGraphTorchEngine(TorchEngine):
             raise ValueError("torch_cuda_graph needs an NVIDIA GPU that torch can use, found none: use runtime torch")
         super().__init__(file, precision=precision, threads=threads)
         self._graphs: dict[tuple[int, ...], tuple[Any, torch.Tensor, torch.Tensor]] = {}  # the oldest first
+        self._lock = threading.Lock()  # a graph reads and writes its own tensors
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return mean and standard deviation of pictures; see `Engine.run`."""
+        with self._lock:
+            return super().run(inputs)
 
     def _forward(self, picture: torch.Tensor) -> torch.Tensor:
         shape = tuple(picture.shape)
@@ -193,13 +199,7 @@ def _weights(file: EngineFile) -> dict[str, NDArray[np.float32]]:
     """Return the file's weights by name, as float32."""
     from onnx import numpy_helper
 
-    try:
-        onnx_bytes = file.path.read_bytes()
-    except OSError as error:
-        raise EngineFileError(f"cannot read {file.path}: {error.strerror}") from None
-    if digest_of(onnx_bytes) != file.info.digest:
-        raise EngineFileError(f"{file.path} has changed since it was checked: start again")
-    initializers = parse_onnx(onnx_bytes, file.path).graph.initializer
+    initializers = parse_onnx(bytes_of(file), file.path).graph.initializer
     return {tensor.name: np.array(numpy_helper.to_array(tensor), np.float32) for tensor in initializers}
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from lowdose.reconstruction.engine_file import (
     EngineFileError,
     ModelSpec,
+    bytes_of,
     card_path,
     digest_of,
     read_engine_file,
@@ -112,6 +114,34 @@ def test_weights_in_further_files_are_refused_and_not_looked_for(file):
     replace_network(file, model.SerializeToString())
     with pytest.raises(EngineFileError, match="weights in other files"):
         read_engine_file(file.path)
+
+
+@pytest.mark.parametrize("place", ["constant", "function"])
+def test_so_are_constants_in_further_files_wherever_they_are(file, place):
+    model = onnx.load_model_from_string(file.path.read_bytes())
+    tensor = numpy_helper.from_array(np.ones(3, np.float32))
+    onnx.external_data_helper.set_external_data(tensor, location="weights.bin")
+    constant = onnx.helper.make_node("Constant", [], ["far"], value=tensor)
+    if place == "constant":
+        model.graph.node.append(constant)
+    else:
+        opset = onnx.helper.make_opsetid("", model.opset_import[0].version)
+        model.functions.append(onnx.helper.make_function("own", "f", [], ["far"], [constant], [opset]))
+    replace_network(file, model.SerializeToString())
+    with pytest.raises(EngineFileError, match="weights in other files"):
+        read_engine_file(file.path)
+
+
+def test_what_was_checked_is_handed_to_runtimes_and_nothing_else(file):
+    assert digest_of(bytes_of(file)) == file.info.digest
+    file.path.write_bytes(b"changed after it was checked")
+    with pytest.raises(EngineFileError, match="has changed since it was checked"):
+        bytes_of(file)
+
+
+def test_a_calibrated_uncertainty_of_a_network_without_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="uncertainty_kind must be none where outputs is 1, got calibrated"):
+        write_smoothing(tmp_path, uncertainty_kind="calibrated")
 
 
 def test_a_card_of_another_version_is_refused(file):

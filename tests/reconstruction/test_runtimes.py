@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from scipy.ndimage import uniform_filter
 
 from lowdose.reconstruction.engine import PRECISIONS
-from lowdose.reconstruction.engine_file import EngineFileError
+from lowdose.reconstruction.engine_file import EngineFileError, digest_of, write_engine_file
 from lowdose.reconstruction.engines import RUNTIMES, choice
 from lowdose.reconstruction.engines.choice import load_engine, why_not
 from lowdose.reconstruction.engines.openvino_engine import OpenVinoEngine, precisions
@@ -78,8 +80,18 @@ def test_a_precision_the_processor_lacks_is_refused_with_those_it_has(tmp_path):
 
 def test_a_network_openvino_cannot_read_is_refused_by_name(tmp_path):
     file = write_smoothing(tmp_path)
-    file.path.write_bytes(b"changed after it was checked")
+    network = onnx.load_model_from_string(file.path.read_bytes())
+    network.graph.node[0].op_type = "NoSuchOperator"
+    onnx_bytes = network.SerializeToString()
+    card = replace(file.card, info=replace(file.info, digest=digest_of(onnx_bytes)))
     with pytest.raises(EngineFileError, match=r"openvino cannot read .*smoothing\.onnx"):
+        OpenVinoEngine(write_engine_file(file.path, onnx_bytes, card))
+
+
+def test_a_network_that_was_exchanged_after_it_was_checked_is_not_run(tmp_path):
+    file = write_smoothing(tmp_path)
+    write_smoothing(tmp_path, channels=("nearest", "mask", "distance"))
+    with pytest.raises(EngineFileError, match="has changed since it was checked"):
         OpenVinoEngine(file)
 
 

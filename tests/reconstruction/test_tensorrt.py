@@ -390,10 +390,6 @@ def test_picture_outside_the_plan_is_refused(trt, file):
         engine.run(np.ones((1, 2, 2048, 64), np.float32))
 
 
-def test_network_with_one_output_has_no_uncertainty(trt, tmp_path):
-    assert TensorRTEngine(write_smoothing(tmp_path, uncertainty_kind="calibrated")).info.uncertainty_kind == "none"
-
-
 def test_precision_is_that_of_the_file(trt, file):
     assert TensorRTEngine(file, precision="FP32").info.precision == "FP32"
     with pytest.raises(ValueError, match=r"exported in FP32 .* got precision FP16: leave it out"):

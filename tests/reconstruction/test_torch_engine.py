@@ -87,10 +87,6 @@ def test_second_output_is_the_uncertainty(tmp_path, rng):
     assert engine.run(rng.random((1, 2, 16, 16), dtype=np.float32)).shape == (1, 2, 16, 16)
 
 
-def test_network_with_one_output_has_no_uncertainty(tmp_path):
-    assert TorchEngine(write(tmp_path, uncertainty_kind="calibrated")).info.uncertainty_kind == "none"
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_of_lower_precision_are_taken(tmp_path, rng, dtype):
     def lowered(graph):
