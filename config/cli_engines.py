@@ -16,7 +16,11 @@ from lowdose.config.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RECIPES = sorted(file.name.removesuffix(".yaml") for file in (files("lowdose.training") / "recipes").iterdir())
+RECIPES = sorted(
+    file.name.removesuffix(".yaml")
+    for file in (files("lowdose.training") / "recipes").iterdir()
+    if file.name.endswith(".yaml")
+)
 NEEDS = "Needs torch: install the package with its extra `train`."
 
 engines_app = typer.Typer()

@@ -15,20 +15,27 @@ from lowdose.config.options import pattern_mapping
 from lowdose.config.registry import make_pattern
 from lowdose.config.schema import StageSettings
 from lowdose.config.session_export import require_name, require_place
-from lowdose.reconstruction.completion import completed
+from lowdose.reconstruction.completion import Completed, completed
+from lowdose.reconstruction.engines.classical_engine import LinearEngine
 from lowdose.scan_patterns.checks import nearest_name, printable
 from lowdose.scan_patterns.grid import ScanGrid
 from lowdose.simulator.sources import read_image
+from lowdose.training.examples import blurred
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from lowdose.reconstruction.engine import EngineInfo
+    from lowdose.reconstruction.engine import EngineInfo, Target
 
 DWELL_TIME_US = 1.0
 """Of positions that only choose pixels."""
+ESTIMATES: dict[Target, str] = {
+    "sharp": "",
+    "blurred_5x5": ", which estimates the picture blurred 5×5 (σ 2.5)",
+    "blurred_3x3": ", which estimates the picture blurred 3×3 (σ 1.5)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +99,46 @@ def run_complete(path: Path, measured: Measured, *, engine: str, form: str, out:
     pixel_size_nm = stored.facts.pixel_size_nm
     grid = ScanGrid((rows, cols)) if pixel_size_nm is None else ScanGrid((rows, cols), pixel_size_nm)
     mask = measured.of(path, stored.values, grid)
-    made = build_engine(StageSettings(complete=engine))
-    image, uncertainty = completed(stored.values, mask, engine=made)
-    plan = _plan(path, grid, image.shape[0] // rows, made.info, calibrated=pixel_size_nm is not None)
+    done = completed(stored.values, mask, engine=build_engine(StageSettings(complete=engine)))
+    plan = _plan(path, grid, done.image.shape[0] // rows, done.info, calibrated=pixel_size_nm is not None)
     layers: dict[Layer, NDArray[Any]] = {
         "sparse": np.where(mask, stored.values, 0)[None].astype(np.float32),
         "mask": mask[None].astype(np.uint8),
-        "completed": image[None],
-        "uncertainty": uncertainty[None],
+        "completed": done.image[None],
+        "uncertainty": done.uncertainty[None],
     }
     n = int(mask.sum())
     frame = ExportFrame(frame_index=0, samples_used=n, positions=n, t_s=None, engine=plan.engines, layers=layers)
     export_frames(out, form, plan, [frame])
-    print(f"wrote {printable(str(out))}: {n / mask.size:.2%} measured, completed by {plan.engines}")
+    print(
+        f"wrote {printable(str(out))}: {n / mask.size:.2%} measured, completed by {plan.engines}"
+        f"{ESTIMATES[done.info.target]}"
+    )
+    if measured.pattern is not None and done.image.shape == mask.shape:
+        print(_errors(stored.values, mask, done))
     return 0
 
 
+def _errors(truth: NDArray[Any], mask: NDArray[np.bool_], done: Completed) -> str:
+    """Return how far off a completion is from the whole picture it was tried on, for people."""
+    linear = completed(truth, mask, engine=LinearEngine()).image
+    targets = {"the picture": truth, "the picture blurred 5×5": blurred(truth.astype(np.float32), "blurred_5x5")}
+    found = {name: (_rms(done.image, target), _rms(linear, target)) for name, target in targets.items()}
+    return "RMS error against " + ", ".join(
+        f"{name} {error:.4g}" + (f" ({error / of_linear:.2f} of linear infill's)" if of_linear > 0 else "")
+        for name, (error, of_linear) in found.items()
+    )
+
+
+def _rms(image: NDArray[np.float32], target: NDArray[Any]) -> float:
+    return float(np.sqrt(np.nanmean((image.astype(np.float64) - target) ** 2)))
+
+
 def _mask_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    mask = read_image(path, 0).values
+    stored = read_image(path, 0)
+    if stored.n_images != 1:
+        raise ConfigError(f"--mask {path} holds {stored.n_images} images: expected one, export it alone")
+    mask = stored.values
     if mask.shape != shape:
         raise ConfigError(f"--mask {path} has {mask.shape} pixels, the picture {shape}: they must be of one size")
     measured: NDArray[np.bool_] = (mask != 0) & ~np.isnan(mask)

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 def require_engine(stage: StageSettings) -> EngineFile | None:
     """Raise ConfigError unless there is what a stage names and can be used so; return its file, read and checked."""
-    path = path_of(stage.complete)
+    try:
+        path = path_of(stage.complete)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if path is None:
         _require_no_options(stage)
-        if stage.complete != AUTO:
-            plug_in_class("engine", stage.complete, local=True)
+        plug_in_class("engine", stage.complete, local=True)
         return None
     if stage.runtime != AUTO and (reason := why_not(stage.runtime)) is not None:
         raise ConfigError(f"runtime '{stage.runtime}' cannot run here: {reason}")

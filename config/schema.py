@@ -22,9 +22,10 @@ from lowdose.reconstruction.engines import AUTO
 class StageSettings(Settings):
     """One stage of the reconstruction: a task and what does it.
 
-    `complete` is "auto", an engine that needs no file (such as "linear"), the path of an engine file (NAME.onnx) or a
-    user's own "module:Class"; the rest is for engine files: which runtime runs them, with what arithmetic on how many
-    threads (0 = one for every core), how many pictures side by side, in tiles of which edge [pixel] (none = whole).
+    `complete` is "auto" or the name of an engine that comes with the package, one that needs no file ("linear"), the
+    path of an engine file (NAME.onnx) or a user's own "module:Class"; the rest is for engine files: which runtime runs
+    them, with what arithmetic on how many threads (0 = one for every core), how many pictures side by side, in tiles of
+    which edge [pixel] (none = whole).
     """
 
     complete: str = AUTO

@@ -51,6 +51,8 @@ class EngineInfo:
         Measured pixels come out as they went in: they are put back after the engine has run.
     uncertainty_kind : "none", "placeholder" or "calibrated"
         What the second output is worth.
+    most_coverage : float
+        Nominal coverage up to which it was trained to complete; what is measured denser is filled linearly.
     """
 
     name: str
@@ -66,6 +68,7 @@ class EngineInfo:
     halo_px: int
     keeps_measured: bool
     uncertainty_kind: UncertaintyKind
+    most_coverage: float = 1.0
 
     def __post_init__(self) -> None:
         for name, text in (("name", self.name), ("version", self.version)):
@@ -77,6 +80,8 @@ class EngineInfo:
             raise ValueError(f"scale must be 1, 2 or 4, got {self.scale}")
         if not self.channels or not set(self.channels) <= set(CHANNELS):
             raise ValueError(f"channels must be some of {', '.join(CHANNELS)}, got {self.channels}")
+        if not 0 < self.most_coverage <= 1:
+            raise ValueError(f"most_coverage must be > 0 and <= 1, got {self.most_coverage}")
         for name, number, least in (("size_multiple", self.size_multiple, 1), ("halo_px", self.halo_px, 0)):
             if not least <= number <= MAX_PX:
                 raise ValueError(f"{name} must be {least} to {MAX_PX} px, got {number}")

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 MAX_ERROR = 200
 """Characters of an engine's error that are shown."""
 
+DENSER = 2
+"""Times an engine's most coverage: so much denser it may still be used, from there on linear infill is better."""
+
 UNCERTAINTY_ORDER = ("none", "placeholder", "calibrated")
 
 
@@ -47,6 +50,12 @@ class _Picture:
     hits: NDArray[np.uint16]  # (rows, cols)
     maps: PathMaps
     digest: str  # of the path whose maps these are; "" = of no path
+
+    @property
+    def coverage(self) -> float:
+        """Share of the pixels that were measured."""
+        share: float = self.measured.shape[1] / self.hits.size
+        return share
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,7 @@ class Reconstructor:
     """Completes frames: builds the channels an engine wants, normalises, runs the stages, undoes the normalisation.
 
     Works on one frame at a time, without memory of those before. An engine that fails is replaced by linear infill for
-    that frame, and counted.
+    that frame, and counted; so is, without being counted, one that was not trained for frames measured so densely.
 
     Parameters
     ----------
@@ -83,6 +92,7 @@ class Reconstructor:
         self._maps = MapCache()
         self._nearest, self._linear = NearestEngine(), LinearEngine()
         self._device: AssemblyOnDevice | None = None
+        self._told_too_dense = False
         self.engine_failures = 0
         self.engine_error = ""
 
@@ -95,9 +105,10 @@ class Reconstructor:
         """Compute the maps of a scan's first path before its first frame comes; linear may follow in the background."""
         self._maps.get(start.paths[0].digest, start.paths[0].mask)
 
-    def ready(self, start: ScanStart) -> bool:
-        """Tell whether the scan's first path has its linear map."""
-        return self._maps.get(start.paths[0].digest, start.paths[0].mask).linear is not None
+    def ready(self, start: ScanStart, frame_index: int = 0) -> bool:
+        """Tell whether a frame's path has its linear map, which is begun if it has not."""
+        path = start.path_of(frame_index)
+        return self._maps.get(path.digest, path.mask).linear is not None
 
     def complete(self, sparse: SparseFrame, start: ScanStart, *, dropped: int = 0, gaps: int = 0) -> DenseFrame | None:
         """Return the completed frame, or None if nothing of it was measured.
@@ -141,8 +152,8 @@ class Reconstructor:
 
     def complete_values(
         self, values: NDArray[np.float32], hits: NDArray[np.uint16], maps: PathMaps
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the completed pictures of measured values, and how far off they may be.
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], EngineInfo]:
+        """Return the completed pictures of measured values, how far off they may be, and what the last stage was.
 
         Parameters
         ----------
@@ -155,7 +166,7 @@ class Reconstructor:
         """
         measured = np.ascontiguousarray(values.reshape(len(values), -1)[:, maps.nearest.visited])
         outputs = self._run_stages(_Picture(measured, hits, maps, ""))
-        return outputs[-1].image, _combined([output.deviation for output in outputs])
+        return outputs[-1].image, _combined([output.deviation for output in outputs]), outputs[-1].info
 
     def _picture_of(self, sparse: SparseFrame, start: ScanStart) -> _Picture | None:
         """Look up the path's maps; where samples are missing, fill from those that are there by exact distance."""
@@ -178,7 +189,10 @@ class Reconstructor:
         return outputs
 
     def _run_stage(self, stage: Engine, picture: _Picture) -> _StageOutput:
-        """Run one engine on a picture; fall back on infill when its channels are not there yet or when it fails."""
+        """Run one engine on a picture; fall back on infill when it cannot be run on it, not yet, or when it fails."""
+        if picture.coverage > DENSER * stage.info.most_coverage:
+            self._tell_too_dense(stage.info, picture.coverage)
+            stage = self._linear
         if not NEED_LINEAR.isdisjoint(stage.info.channels) and picture.maps.linear is None:
             stage = self._nearest
         try:
@@ -201,6 +215,14 @@ class Reconstructor:
         if stage.info.keeps_measured and stage.info.scale == 1:
             image.reshape(len(image), -1)[:, picture.maps.nearest.visited] = picture.measured
         return _StageOutput(image, deviation, stage.info, engine_ns)
+
+    def _tell_too_dense(self, info: EngineInfo, coverage: float) -> None:
+        if not self._told_too_dense:
+            logger.warning(
+                "engine '%s' was trained for coverages up to %.3g, this scan has %.3g: linear infill instead",
+                *(info.name, info.most_coverage, coverage),
+            )
+        self._told_too_dense = True
 
     def _count_failure(self, stage: Engine, error: Exception) -> None:
         """Count a failure; what fails on every frame is told once."""

@@ -161,16 +161,17 @@ class Completer:
     ----------
     engine : Engine
         Completes pictures at the scan's own scale.
+
+    Attributes
+    ----------
+    failures : int
+        Pictures that linear infill had to complete instead, so far.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.info = engine.info
+        self.failures = 0
         self._reconstructor = Reconstructor([engine])
-
-    @property
-    def failures(self) -> int:
-        """Pictures that linear infill had to complete instead, so far."""
-        return self._reconstructor.engine_failures
 
     def prepare(self, scan: Scan) -> None:
         """Wait for the infill maps of a scan: live, frames may begin with nearest infill."""
@@ -186,6 +187,7 @@ class Completer:
         dense = self._reconstructor.complete(sparse, scan.start)
         if dense is None:  # a scan that measures nothing was refused when it was laid out
             raise RuntimeError(f"nothing was measured by {scan.label}")
+        self.failures += dense.engines[-1].name != self.info.name
         low, high = _extreme_counts()
         has_deviation = self.info.uncertainty_kind != "none"
         return in_range(dense.image[0]), dense.uncertainty[0] / (high - low) if has_deviation else None

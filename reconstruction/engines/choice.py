@@ -51,7 +51,15 @@ def why_not(runtime: str) -> str | None:
 
 
 def path_of(name: str) -> Path | None:
-    """Return the engine file of a name: a shipped one, the default for "auto", or a path; None if it names no file."""
+    """Return the engine file of a name: a shipped one, the default for "auto", or a path; None if it names no file.
+
+    Raises
+    ------
+    ValueError
+        If the default engine is missing from the installation.
+    """
+    if name == AUTO and DEFAULT not in shipped():
+        raise ValueError(f"{DEFAULT}.onnx is missing from this installation: install lowdose again, or name 'linear'")
     name = DEFAULT if name == AUTO else name
     return shipped().get(name) or (Path(name).expanduser() if name.endswith(".onnx") else None)
 

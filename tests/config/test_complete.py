@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from lowdose.config import complete as complete_command
 from lowdose.config.complete import Measured, run_complete
 from lowdose.config.errors import ConfigError
 from lowdose.reconstruction import complete
@@ -101,6 +102,45 @@ def test_a_pattern_tries_the_completion_of_a_whole_picture(tmp_path):
     folder = tmp_path / "whole-completed"
     assert 0.08 < layer(folder, "mask").mean() < 0.2
     assert np.abs(layer(folder, "completed") - RAMP)[8:-8, 8:-8].max() < 1
+
+
+def test_a_completion_that_is_tried_out_is_told_with_its_errors(tmp_path, capsys):
+    np.save(tmp_path / "whole.npy", RAMP)
+    run(tmp_path / "whole.npy", Measured(pattern="lattice", coverage="1/16"), engine="nearest")
+    said = capsys.readouterr().out
+    mask = layer(tmp_path / "whole-completed", "mask").astype(bool)
+    error, of_linear = (
+        np.sqrt(np.mean((complete(RAMP, mask, engine=name)[0] - RAMP) ** 2)) for name in ("nearest", "linear")
+    )
+    assert f"RMS error against the picture {error:.4g} ({error / of_linear:.2f} of linear infill's)" in said
+    assert "the picture blurred 5×5" in said
+
+
+def test_what_the_default_engine_estimates_is_told(picture, capsys):
+    run(picture, engine="auto")
+    assert "completed by live_default, which estimates the picture blurred 5×5" in capsys.readouterr().out
+
+
+def test_a_picture_measured_everywhere_comes_out_as_it_is_and_says_by_what(tmp_path, capsys):
+    np.save(tmp_path / "whole.npy", RAMP)
+    np.save(tmp_path / "mask.npy", np.ones(RAMP.shape, bool))
+    run(tmp_path / "whole.npy", Measured(mask=tmp_path / "mask.npy"), engine="auto")
+    np.testing.assert_allclose(layer(tmp_path / "whole-completed", "completed"), RAMP, atol=1e-4)
+    assert "100.00% measured, completed by linear\n" in capsys.readouterr().out
+
+
+def test_a_stack_of_masks_is_refused(tmp_path):
+    np.save(tmp_path / "whole.npy", RAMP)
+    np.save(tmp_path / "mask.npy", np.stack([EVERY_FOURTH] * 3))
+    with pytest.raises(ConfigError, match=r"mask\.npy holds 3 images"):
+        run(tmp_path / "whole.npy", Measured(mask=tmp_path / "mask.npy"))
+
+
+def test_nothing_is_completed_for_a_place_that_is_taken(picture, monkeypatch):
+    monkeypatch.setattr(complete_command, "completed", lambda *_, **__: 1 / 0)
+    picture.with_name("sparse-completed").mkdir()
+    with pytest.raises(ConfigError, match="exists already, nothing is overwritten: name another with --out"):
+        run(picture)
 
 
 @pytest.mark.parametrize(

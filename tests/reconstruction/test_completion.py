@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from lowdose.reconstruction import complete
+from lowdose.reconstruction import complete, engine_named
+from lowdose.reconstruction.engines import choice
 from lowdose.reconstruction.engines.classical_engine import LinearEngine
+from lowdose.reconstruction.shipped import DEFAULT
 from lowdose.scan_patterns import ScanGrid
 from lowdose.scan_patterns.spiral import Spiral
 from tests.reconstruction.engine_files import write_smoothing
@@ -39,8 +43,9 @@ def test_values_may_be_of_any_kind_of_number(mask, dtype, rng):
 
 def test_what_was_not_measured_is_not_looked_at(mask):
     values = plane(mask.shape)
-    spoiled = np.where(mask, values, np.nan)
-    np.testing.assert_array_equal(complete(values, mask)[0], complete(spoiled, mask)[0])
+    for unmeasured in (np.nan, np.inf, 1e300):
+        spoiled = np.where(mask, values, unmeasured)
+        np.testing.assert_array_equal(complete(values, mask)[0], complete(spoiled, mask)[0])
 
 
 def test_the_unit_of_the_values_makes_no_difference(mask):
@@ -51,11 +56,35 @@ def test_the_unit_of_the_values_makes_no_difference(mask):
     np.testing.assert_allclose(1e12 * scaled_uncertainty, uncertainty, rtol=1e-3)
 
 
-def test_an_engine_file_is_named_by_its_path(tmp_path, mask):
+@pytest.mark.parametrize("n_measured", [1, 50])
+@pytest.mark.parametrize("engine", ["auto", "linear"])
+def test_the_uncertainty_of_equal_values_has_their_unit_too(engine, n_measured):
+    mask = np.zeros((64, 64), bool)
+    mask.reshape(-1)[10 : 10 + n_measured] = True
+    for unit in (5e-12, 1.0, 1e6):
+        image, uncertainty = complete(np.full(mask.shape, unit), mask, engine=engine)
+        np.testing.assert_allclose(image[mask], unit, rtol=0.5)
+        assert 0 < uncertainty.max() < 2 * unit
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_engine_file_is_named_by_its_path(tmp_path, mask, kind):
     file = write_smoothing(tmp_path)
-    image, uncertainty = complete(plane(mask.shape), mask, engine=str(file.path))
+    image, uncertainty = complete(plane(mask.shape), mask, engine=kind(file.path))
     assert np.isfinite(image).all()
     assert not uncertainty.any()
+
+
+def test_a_named_engine_says_what_it_estimates_and_is_made_once():
+    assert engine_named("auto").info.target == "blurred_5x5"
+    assert engine_named("auto") is engine_named(DEFAULT)
+    assert engine_named("linear").info.keeps_measured
+
+
+def test_without_its_file_the_default_engine_is_said_to_be_missing(mask, monkeypatch):
+    monkeypatch.setattr(choice, "shipped", dict)
+    with pytest.raises(ValueError, match=r"live_default\.onnx is missing from this installation"):
+        complete(plane(mask.shape), mask)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +95,10 @@ def test_an_engine_file_is_named_by_its_path(tmp_path, mask):
         (np.zeros((16, 16)), np.zeros((16, 16), bool), "nothing is measured"),
         (np.full((16, 16), np.inf), np.ones((16, 16), bool), "must be finite"),
         (np.zeros((16, 16), complex), np.ones((16, 16), bool), "real numbers, got complex"),
-        (np.zeros((4, 16)), np.ones((4, 16), bool), "8 pixels along each edge"),
-        (np.full((16, 16), 1e300), np.ones((16, 16), bool), "must be at most 1e[+]30"),
+        (np.zeros((4, 16)), np.ones((4, 16), bool), r"8 pixels along each edge .* got \(4, 16\)"),
+        (np.full((16, 16), 1e300), np.ones((16, 16), bool), r"must be at most 1e[+]30, got 1e[+]300"),
+        (np.zeros((16, 16)), np.full((16, 16), np.nan), "mask must be of bool .* got float64"),
+        (np.zeros((16, 16)), np.full((16, 16), "yes"), "mask must be of bool .* got <U3"),
     ],
 )
 def test_what_cannot_be_completed_is_refused(values, mask, said):

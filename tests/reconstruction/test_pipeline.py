@@ -206,6 +206,24 @@ def test_an_engine_that_fails_is_replaced_by_linear_and_counted(caplog):
     assert "fell off the bus" in caplog.text
 
 
+@pytest.mark.parametrize(("most", "used"), [(1.0, "learned"), (0.06, "linear")])
+def test_frames_measured_denser_than_an_engine_was_trained_for_are_filled_linearly_which_is_told_once(
+    most, used, caplog
+):
+    engine = LinearEngine()
+    engine.info = replace(engine.info, name="learned", most_coverage=most, uncertainty_kind="calibrated")
+    start = scan_of(Spiral(1 / 4))
+    reconstructor = Reconstructor([engine])
+    wait_for_linear(reconstructor, start)
+    for _ in range(2):
+        frame = reconstructor.complete(frame_of(start, np.full((1, len(start.paths[0])), 9)), start)
+        assert frame.engine == used
+        assert frame.uncertainty_kind == ("calibrated" if used == "learned" else "placeholder")
+    reconstructor.close()
+    assert reconstructor.engine_failures == 0
+    assert caplog.text.count("was trained for coverages up to 0.06") == (used == "linear")
+
+
 class NotFinite(LinearEngine):
     def run(self, inputs):
         output = super().run(inputs)

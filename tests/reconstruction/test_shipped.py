@@ -8,7 +8,8 @@ import pytest
 from lowdose.reconstruction import complete
 from lowdose.reconstruction.completion import all_maps
 from lowdose.reconstruction.engine_file import read_engine_file
-from lowdose.reconstruction.engines.choice import engine_named
+from lowdose.reconstruction.engines.choice import engine_named, load_engine
+from lowdose.reconstruction.parity import MAX_DIFFERENCE, relative_rms
 from lowdose.reconstruction.shipped import DEFAULT, shipped
 from lowdose.scan_patterns import ScanGrid
 from lowdose.simulator.mixed import draw
@@ -99,5 +100,21 @@ def test_a_blank_picture_stays_blank_and_one_pixel_is_enough():
     assert np.isfinite(image).all()
 
 
+def test_a_picture_measured_denser_than_anything_it_learned_is_filled_linearly(specimens):
+    for mask in (np.ones((EDGE, EDGE), bool), np.indices((EDGE, EDGE)).max(0) % 2 == 0):
+        image, _ = complete(specimens[0], mask)
+        np.testing.assert_array_equal(image, complete(specimens[0], mask, engine="linear")[0])
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_torch_makes_of_it_what_openvino_does(name, rng):
+    file = read_engine_file(shipped()[name])
+    inputs = rng.standard_normal((1, len(file.info.channels), 96, 160), dtype=np.float32)
+    first, second = (load_engine(file, runtime=runtime, precision="FP32") for runtime in ("torch", "openvino"))
+    assert relative_rms(first.run(inputs), second.run(inputs)) < MAX_DIFFERENCE["FP16"]
+
+
 def test_maps_of_the_patterns_tested_are_linear():
-    assert all(all_maps(mask_of(name)).linear is not None for name in PATTERNS)
+    for maps in map(all_maps, map(mask_of, PATTERNS)):
+        assert maps.linear is not None
+        assert maps.linear is not maps.nearest
