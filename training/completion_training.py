@@ -46,6 +46,7 @@ class CompletionTraining:
         self._settings, self._objective, self._workplace = settings, settings.objective, workplace
         self._linear = settings.data.channels.index("linear") if "linear" in settings.data.channels else None
         network = make_network(settings.network.name, settings.network.options)
+        _require_channels(network, settings)
         self.network = placed(network, settings, workplace.device).train()
         self._optimizer = OPTIMIZERS[self._objective.optimizer](
             self.network.parameters(), weight_decay=self._objective.weight_decay, fused=True
@@ -115,6 +116,16 @@ class CompletionTraining:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._alrc.load_state_dict(state["alrc"])
+
+
+def _require_channels(network: nn.Module, settings: RecipeSettings) -> None:
+    """Raise RecipeError if a network that says which channels it takes, in which order, would get others."""
+    wanted = getattr(network, "channels", settings.data.channels)
+    if wanted != settings.data.channels:
+        raise RecipeError(
+            f"network {settings.network.name} takes the channels {', '.join(wanted)} in this order: "
+            f"expected them in data.channels, got {', '.join(settings.data.channels)}"
+        )
 
 
 def _deviation(output: Tensor) -> Tensor:

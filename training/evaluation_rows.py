@@ -44,6 +44,8 @@ class Row:
         Pictures completed.
     engine, pattern : str
         Names.
+    engine_digest : str
+        Of the engine's file, "" where there is none.
     coverage, coverage_nominal : float
         Visited share of all pixels, and what the pattern calls it.
     target : str
@@ -65,11 +67,13 @@ class Row:
     crop_px : int
         Edge of the pictures [pixel].
     failures : int
-        Pictures on which the engine failed, and which linear infill completed instead: their errors are its.
+        Pictures on which the engine failed, or that were measured denser than it was trained for, and which linear
+        infill completed instead: their errors are its.
     """
 
     images: int
     engine: str
+    engine_digest: str
     pattern: str
     coverage: float
     coverage_nominal: float
@@ -158,6 +162,7 @@ def rows_of(images: ImageSet, scan: Scan, tallies: Mapping[str, Tally], infos: M
                 Row(
                     images=len(images.files),
                     engine=name,
+                    engine_digest=info.digest if info else "",
                     pattern=scan.name,
                     coverage=scan.path.coverage,
                     coverage_nominal=scan.nominal,

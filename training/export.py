@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 OPSET = 20
 DTYPES: dict[Precision, torch.dtype] = {"FP32": torch.float32, "BF16": torch.bfloat16, "FP16": torch.float16}
 PREFIX = "network."
+HOT = 400.0
+"""Of one pixel, in standard deviations of the measured ones: a single one among 160,000 is as far off."""
 
 
 @runtime_checkable
@@ -46,7 +48,8 @@ def export_engine(network: nn.Module, path: Path, draft: Card, *, precision: Pre
     """Write a network as an engine file and return it.
 
     The network is folded, if it has anything to fold, put on the CPU and converted; input and output stay float32.
-    Before anything is written the file's outputs are compared with the network's own, on two sizes of picture.
+    Before anything is written the file's outputs are compared with the network's own, on two sizes of picture, one with
+    a hot pixel.
 
     Parameters
     ----------
@@ -62,7 +65,8 @@ def export_engine(network: nn.Module, path: Path, draft: Card, *, precision: Pre
     Raises
     ------
     ExportError
-        If the file does something else than the network, or the size multiple of the draft is wrong.
+        If the file does something else than the network, the size multiple of the draft is wrong, or its errors were
+        found with another file.
     OSError
         If it cannot be written.
     """
@@ -70,14 +74,16 @@ def export_engine(network: nn.Module, path: Path, draft: Card, *, precision: Pre
     folded: nn.Module = network.folded() if isinstance(network, Foldable) else network
     edge = 64 * -(-max(64, draft.info.size_multiple) // 64)
     examples = [_example(draft, edge, seed=0), _example(draft, edge + draft.info.size_multiple, seed=1)]
+    examples[1][..., edge // 2, edge // 2] = HOT
     with torch.inference_mode():
         expected = [network(example).numpy() for example in examples]
     onnx_bytes = _onnx_bytes(folded, examples[0], precision)
     _prove(onnx_bytes, examples, expected, precision)
-    n_outputs = expected[0].shape[1]
+    digest, n_outputs = digest_of(onnx_bytes), expected[0].shape[1]
+    _require_own(draft.errors, digest)
     card = replace(
         draft,
-        info=replace(draft.info, digest=digest_of(onnx_bytes), precision=precision),
+        info=replace(draft.info, digest=digest, precision=precision),
         opset=OPSET,
         outputs=n_outputs,
         gmac_512=round(gmac(folded, _example(draft, edge, seed=0)) * (512 / edge) ** 2, 4),
@@ -88,6 +94,16 @@ def export_engine(network: nn.Module, path: Path, draft: Card, *, precision: Pre
         raise OSError(
             f"cannot write {path}: {error.strerror or error}. Free some space, or choose another folder"
         ) from error
+
+
+def _require_own(errors: tuple[dict[str, Any], ...], digest: str) -> None:
+    """Raise ExportError if errors are those of another engine file; one network gives one file."""
+    others = {str(row.get("engine_digest")) for row in errors} - {digest}
+    if others:
+        raise ExportError(
+            f"errors were found with the engine file of digest {', '.join(sorted(others))}, this one has {digest}: "
+            "export without them, evaluate that file, then export again with them"
+        )
 
 
 class _WithBorders(torch.nn.Module):

@@ -112,7 +112,13 @@ def _network(settings: RecipeSettings, content: dict[str, Any]) -> tuple[nn.Modu
         weights = {k.removeprefix(prefix): v for k, v in learner["networks"].items() if k.startswith(prefix)}
     else:
         weights = learner["network"]
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ExportError(
+            f"the checkpoint's weights are not those of network '{settings.network.name}' with {options} in this "
+            f"version of lowdose ({str(error).splitlines()[-1].strip()}): export with the version that trained it"
+        ) from None
     return network.eval(), options
 
 
@@ -140,7 +146,7 @@ def _card(
     return Card(
         _info(settings, content, network),
         opset=0,  # with outputs and cost for the export to say
-        outputs=1,
+        outputs=2,
         gmac_512=0.0,
         model=ModelSpec(settings.network.name, {**options, "plain": True} if folds else options),
         patterns=tuple(dict.fromkeys(about["patterns"])),
@@ -177,6 +183,7 @@ def _info(settings: RecipeSettings, content: dict[str, Any], network: nn.Module)
         halo_px=getattr(network, "halo_px", PUBLISHED_HALO_PX),
         keeps_measured=isinstance(settings.objective, TwoStageObjective) and settings.objective.homogenise_noise,
         uncertainty_kind=_uncertainty_kind(settings, content["validation"]),
+        most_coverage=max(content["about"]["coverages"], default=1.0),
     )
 
 

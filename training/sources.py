@@ -22,7 +22,7 @@ from lowdose.training.data_settings import AtMost
 from lowdose.training.data_store import DataError, entry_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -85,6 +85,7 @@ class ImageFolder:
         self._store, self._levels = store, levels
         folder = Path(os.path.expandvars(os.path.expanduser(settings.images)))
         listed = list_images(folder, settings)
+        _require_sources(settings.validation_sources or (), {file.source for file in listed}, folder)
         files = [file for file in listed if split_of(file.source, settings) == split]
         self.skipped: Counter[str] = Counter()
         self._stored = [stored for file in files for stored in self._large_enough(file, min_edge_px)]
@@ -200,6 +201,16 @@ def _fits(value: str, test: AtMost | tuple[str, ...] | str) -> bool:
         except ValueError:  # empty: not known
             return False
     return value in test if isinstance(test, tuple) else value == test
+
+
+def _require_sources(named: Iterable[str], known: Collection[str], folder: Path) -> None:
+    """Raise DataError if a source that is to be kept for validation is not there: its images would be trained on."""
+    for name in named:
+        if name not in known:
+            raise DataError(
+                f"no image that is asked for of {folder} is of the validation source {name!r}: "
+                f"{nearest_name(name, sorted(known))}"
+            )
 
 
 def split_of(source: str, settings: ImageSource) -> Split:

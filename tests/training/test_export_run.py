@@ -11,6 +11,7 @@ import torch
 
 from lowdose.reconstruction.engine_file import read_engine_file
 from lowdose.reconstruction.engines.torch_engine import TorchEngine
+from lowdose.training import export_run as export_run_module
 from lowdose.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from lowdose.training.export import ExportError
 from lowdose.training.export_run import _network, _uncertainty_kind, export_run
@@ -45,6 +46,7 @@ def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
     assert (card.outputs, card.info.uncertainty_kind) == (2, "placeholder")
     assert card.patterns == ("lattice", "spiral")
     assert card.coverages == pytest.approx((1 / 25, 1 / 16, 1 / 10))
+    assert card.info.most_coverage == pytest.approx(1 / 10)
     assert card.sizes == (32,)
     assert card.provenance["recipe"]["objective"]["loss"]["relative_mse"] == 1
     assert (card.provenance["seed"], card.provenance["steps"]) == (0, 2)
@@ -61,13 +63,34 @@ def test_card_does_not_say_where_examples_were_kept(tmp_path):
 
 
 def test_card_takes_the_errors_of_this_engine_from_evaluations(tmp_path):
-    run, rows = trained(tmp_path, "completion"), [{"engine": "linear", "rms": 2.0}]
+    run = trained(tmp_path, "completion")
+    digest = export_run(run, tmp_path / "e.onnx").info.digest
     for noise, rms in (("none", 0.5), ("counts", 0.75)):
-        found = {"noise": noise, "rows": [*rows, {"engine": "small_completion", "rms": rms}]}
-        (tmp_path / f"{noise}.json").write_text(json.dumps(found))
+        write_evaluation(tmp_path / f"{noise}.json", noise, rms, digest)
     export_run(run, tmp_path / "e.onnx", evaluations=[tmp_path / "none.json", tmp_path / "counts.json"])
     card = read_engine_file(tmp_path / "e.onnx").card
+    assert card.info.digest == digest
     assert [(row["noise"], row["rms"]) for row in card.errors] == [("none", 0.5), ("counts", 0.75)]
+
+
+def write_evaluation(path: Path, noise: str, rms: float, digest: str) -> None:
+    own = {"engine": "small_completion", "engine_digest": digest, "rms": rms}
+    path.write_text(json.dumps({"noise": noise, "rows": [{"engine": "linear", "engine_digest": "", "rms": 2.0}, own]}))
+
+
+def test_errors_found_with_another_engine_file_are_refused_and_nothing_written(tmp_path):
+    run = trained(tmp_path, "completion")
+    write_evaluation(tmp_path / "none.json", "none", 0.5, digest="0" * 32)
+    with pytest.raises(ExportError, match=r"errors were found with the engine file of digest 0{32}, this one has"):
+        export_run(run, tmp_path / "e.onnx", evaluations=[tmp_path / "none.json"])
+    assert not (tmp_path / "e.onnx").exists()
+
+
+def test_weights_that_are_not_those_of_the_network_are_refused(tmp_path, monkeypatch):
+    run = trained(tmp_path, "completion")
+    monkeypatch.setattr(export_run_module, "make_network", lambda *_: torch.nn.Conv2d(5, 2, 3))
+    with pytest.raises(ExportError, match=r"weights are not those of network 'compact' .* with the version that trai"):
+        export_run(run, tmp_path / "e.onnx")
 
 
 @pytest.mark.parametrize(

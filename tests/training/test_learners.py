@@ -180,8 +180,9 @@ def test_untrained_compact_network_is_as_good_as_linear(tmp_path):
 def test_likelihood_beside_an_error_trains_the_deviation_alone(tmp_path):
     learner = completion(tmp_path)
     learner._losses(batch_of(5, px=32))["nll"].sum().backward()
-    of_mean, of_deviation = learner.network.leave.bias.grad.split(4)  # type: ignore[union-attr, operator]
+    of_mean, of_deviation, of_trust = learner.network.leave.bias.grad.split(4)  # type: ignore[union-attr, operator]
     assert torch.equal(of_mean, torch.zeros(4))
+    assert torch.equal(of_trust, torch.zeros(1))
     assert bool((of_deviation != 0).all())
 
 
@@ -189,6 +190,11 @@ def test_likelihood_alone_trains_both(tmp_path):
     learner = completion(tmp_path, "objective.loss={nll: 1}")
     learner._losses(batch_of(5, px=32))["nll"].sum().backward()
     assert bool((learner.network.leave.bias.grad != 0).all())  # type: ignore[union-attr]
+
+
+def test_a_network_is_given_the_channels_it_takes_in_its_order(tmp_path):
+    with pytest.raises(RecipeError, match=r"network compact takes the channels linear, cubic, sparse, mask, distance"):
+        completion(tmp_path, "data.channels=[cubic, linear, sparse, mask, distance]")
 
 
 def test_likelihood_needs_a_deviation(tmp_path):

@@ -69,6 +69,11 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, store: Store) ->
         open_folder(tmp_path / "nothing", store)
 
 
+def test_a_validation_source_that_is_not_there_is_an_error_and_not_trained_on(folder: Path, store: Store) -> None:
+    with pytest.raises(DataError, match=r"no image .* is of the validation source 'bb': did you mean 'b'\?"):
+        open_folder(folder, store, validation_sources=("b", "bb"))
+
+
 def test_variables_in_the_path_are_expanded(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_IMAGES", str(folder.parent))
     settings = ImageSource(images="$SOME_IMAGES/images", validation_sources=())
@@ -99,11 +104,9 @@ def test_rows_of_the_manifest_are_chosen_by_any_column(folder: Path, store: Stor
         [("a/1.tif", "x", "MIT", "0.01"), ("a/2.tif", "x", "GPL", "0.01"), ("b/1.tif", "y", "BSD", "0.2"),
          ("b/2.tif", "y", "BSD", ""), ("c/1.tif", "z", "BSD", "0.02")],
     )  # fmt: skip
-    images = open_folder(folder, store, where={"licence": ["MIT", "BSD"], "noise_over_range": {"at_most": 0.1}})
-    assert images.provenance == [
-        {"source": "x", "licence": "MIT", "images": "1"},
-        {"source": "z", "licence": "BSD", "images": "1"},
-    ]
+    where = {"licence": ["MIT", "BSD"], "noise_over_range": {"at_most": 0.1}}
+    images = open_folder(folder, store, where=where, validation_sources=("z",))
+    assert images.provenance == [{"source": "x", "licence": "MIT", "images": "1"}]
 
 
 def test_a_column_that_is_not_there_gets_the_nearest_name(folder: Path, store: Store) -> None:
@@ -120,7 +123,7 @@ def test_choosing_rows_needs_a_manifest(folder: Path, store: Store) -> None:
 def test_every_page_of_a_stack_is_an_image(tmp_path: Path, store: Store, rng: np.random.Generator) -> None:
     stack = rng.random((3, 50, 50), np.float32)
     np.save(tmp_path / "stack.npy", stack)
-    images = open_folder(tmp_path, store)
+    images = open_folder(tmp_path, store, validation_sources=())
     assert len(images) == 3
     seen = {images.picture(0, rng)[0, 0].item() for _ in range(50)}
     assert len(seen) == 3
@@ -142,7 +145,7 @@ def test_sources_can_be_drawn_evenly(tmp_path: Path, store: Store, rng: np.rando
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.pad([[1 - value, value]], ((0, 49), (0, 48)), constant_values=0.5))
     for balance, few in (("source", 0.5), ("image", 0.1)):
-        images = open_folder(tmp_path / "images", store, balance=balance)
+        images = open_folder(tmp_path / "images", store, balance=balance, validation_sources=())
         drawn = [images.picture(0, rng)[0, 0] == 1 for _ in range(500)]
         assert np.mean(drawn) == pytest.approx(few, abs=0.07)
 
