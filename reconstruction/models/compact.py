@@ -20,6 +20,10 @@ LEAST_DEVIATION = 1e-3
 """In local standard deviations."""
 LEAST_CONTRAST = 1e-3
 """Of the local standard deviation, in standard deviations of the measured values."""
+MOST_CONTRAST = 30.0
+"""Of a pixel, in standard deviations of the measured values: squares of more, summed over a cell, pass FP16's limit."""
+MOST_LEVELS, MOST_BLOCKS = 8, 64
+"""What a card may ask for before its weights are compared."""
 CELL = 8
 """Local means and contrasts are those of cells of so many folded pixels, 16 of the picture, and their neighbours."""
 
@@ -29,8 +33,9 @@ class CompactGenerator(nn.Module):
 
     Everything is seen less the local mean and over the local contrast of the linear infill, so that detail in a dark
     corner counts as much as any. The picture is folded by 2 into channels, so that full-size convolutions, which cost
-    most, are none. Each level halves it again; the way up adds the features of the way down. The last layer begins at
-    zero: an untrained network is linear infill.
+    most, are none. Each level halves it again; the way up adds the features of the way down. What cubic infill has
+    beyond linear is filtered and added as far as the network trusts it here. The last layer begins at zero: an
+    untrained network is linear infill.
 
     Parameters
     ----------
@@ -44,6 +49,8 @@ class CompactGenerator(nn.Module):
         Times what the network says of its deviation: 1 in training, calibrated when it is exported.
     """
 
+    channels = CHANNELS
+
     def __init__(
         self,
         widths: Sequence[int] = (24, 48, 96, 128, 160),
@@ -55,6 +62,10 @@ class CompactGenerator(nn.Module):
         super().__init__()
         if len(widths) != len(blocks) or not widths:
             raise ValueError(f"widths and blocks must be of one length, got {list(widths)} and {list(blocks)}")
+        if len(widths) > MOST_LEVELS or sum(blocks) > MOST_BLOCKS:
+            raise ValueError(
+                f"expected at most {MOST_LEVELS} levels and {MOST_BLOCKS} blocks, got {len(widths)} and {sum(blocks)}"
+            )
         if not deviation_scale > 0:
             raise ValueError(f"deviation_scale must be > 0, got {deviation_scale}")
         self.deviation_scale = deviation_scale
@@ -71,7 +82,10 @@ class CompactGenerator(nn.Module):
         self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.up = nn.ModuleList(_blocks(width, n) for width, n in zip(widths[:-1], blocks[:-1], strict=True))
-        self.leave = _begun_at_zero(nn.Conv2d(widths[0], 4 * 2, 3, padding=1))
+        self.leave = _begun_at_zero(nn.Conv2d(widths[0], 4 * 2 + cubic, 3, padding=1))
+        if cubic:
+            self.detail = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            nn.init.dirac_(self.detail.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return mean and standard deviation.
@@ -99,7 +113,9 @@ class CompactGenerator(nn.Module):
         features = self.down[-1](features)
         for i in reversed(range(len(skips))):
             features = self.up[i](self.finer[i](features) + skips[i])
-        residual, spread = self.leave(features).split(4, 1)
+        residual, spread, *trust = self.leave(features).split(4, 1)
+        if trust:
+            residual = residual + trust[0] * self.detail(seen[1] - seen[0])
         deviation = (functional.softplus(spread) + LEAST_DEVIATION) * (self.deviation_scale * contrast)
         return torch.cat(
             [x[:, :1] + functional.pixel_shuffle(residual * contrast, 2), functional.pixel_shuffle(deviation, 2)], 1
@@ -109,7 +125,8 @@ class CompactGenerator(nn.Module):
 def _local(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return local means and standard deviations of (batch, 1, rows, cols), of the same shape."""
     mean = _smooth(picture)
-    return mean, (_smooth((picture - mean).square()) + LEAST_CONTRAST**2).sqrt()
+    away = (picture - mean).clamp(-MOST_CONTRAST, MOST_CONTRAST)
+    return mean, (_smooth(away.square()) + LEAST_CONTRAST**2).sqrt()
 
 
 def _smooth(picture: torch.Tensor) -> torch.Tensor:

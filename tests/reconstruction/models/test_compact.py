@@ -39,6 +39,13 @@ def test_it_fits_what_two_cores_can_do_live():
     assert sum(parameter.numel() for parameter in network.parameters()) <= 3e6
 
 
+def test_a_hot_pixel_does_not_overflow_half_precision():
+    pictures = torch.zeros(1, len(CHANNELS), 64, 64)
+    pictures[0, :3, 30:34, 30:34] = 2000
+    with torch.inference_mode():
+        assert torch.isfinite(trained().half()(pictures.half())).all()
+
+
 def test_the_deviation_is_never_below_its_floor():
     for scale in (0, 1, -100):
         output = trained()(scale * inputs())
@@ -73,6 +80,12 @@ def test_it_is_built_again_from_its_options():
     again = CompactGenerator(**network.options)
     assert [p.shape for p in again.parameters()] == [p.shape for p in network.parameters()]
     assert again.size_multiple == 16
+
+
+@pytest.mark.parametrize("blocks", [[65], [1] * 9])
+def test_a_network_larger_than_any_of_use_is_refused_before_it_is_built(blocks):
+    with pytest.raises(ValueError, match="at most 8 levels and 64 blocks"):
+        CompactGenerator([4] * len(blocks), blocks)
 
 
 def test_widths_and_blocks_must_agree():
