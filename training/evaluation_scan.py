@@ -184,10 +184,12 @@ class Completer:
 
     def complete(self, sparse: SparseFrame, scan: Scan) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return picture and, where the engine has one, standard deviation, (rows, cols) each."""
+        failed_before = self._reconstructor.engine_failures
         dense = self._reconstructor.complete(sparse, scan.start)
         if dense is None:  # a scan that measures nothing was refused when it was laid out
             raise RuntimeError(f"nothing was measured by {scan.label}")
-        self.failures += dense.engines[-1].name != self.info.name
+        failed = self._reconstructor.engine_failures > failed_before
+        self.failures += failed or dense.engines[-1].name != self.info.name
         low, high = _extreme_counts()
         has_deviation = self.info.uncertainty_kind != "none"
         return in_range(dense.image[0]), dense.uncertainty[0] / (high - low) if has_deviation else None
