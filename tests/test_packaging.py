@@ -31,13 +31,15 @@ def imports_of(file):
             yield (node.module or "").split(".")[0]
 
 
-def test_the_package_list_names_every_folder_with_an_init():
+def test_the_package_list_names_every_folder_with_an_init_and_those_of_data():
     folders = {
         "lowdose." + ".".join(init.parent.relative_to(ROOT).parts)
         for floor in FLOORS
         for init in (ROOT / floor).rglob("__init__.py")
     }
-    assert folders == set(PACKAGES)
+    data = set(PYPROJECT["tool"]["setuptools"]["package-data"])
+    assert folders | data == set(PACKAGES)
+    assert not folders & data
 
 
 def test_every_folder_with_code_has_an_init():
