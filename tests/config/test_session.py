@@ -13,7 +13,7 @@ import rsciio.hspy
 import zarr
 
 from lowdose.acquisition.assembly import FrameAssembler
-from lowdose.acquisition.exporting import FORMATS, ExportError
+from lowdose.acquisition.exporting import FORMATS
 from lowdose.acquisition.frames import DenseFrame, EngineStamp
 from lowdose.acquisition.messages import SampleBlock, ScanEnd, ScanStart
 from lowdose.acquisition.recording import SessionWriter, note
@@ -365,5 +365,5 @@ def test_a_wrong_option_is_refused_and_nothing_written(
 def test_an_export_never_writes_over_a_file(session: Callable[..., Path]) -> None:
     file = session()
     export(file, "csv")
-    with pytest.raises(ExportError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export(file, "csv")
