@@ -37,7 +37,7 @@ MAX_ERROR = 200
 """Characters of an engine's error that are shown."""
 
 DENSER = 2
-"""Times an engine's most coverage: so much denser it may still be used, from there on linear infill is better."""
+"""Times an engine's most coverage: so much denser it may still be used; denser pictures are shown as measured."""
 
 UNCERTAINTY_ORDER = ("none", "placeholder", "calibrated")
 

@@ -43,8 +43,6 @@ class CompactGenerator(nn.Module):
         Channels of each level, the finest first.
     blocks : sequence of int
         Residual blocks of each level, on the way down and again on the way up (the coarsest has one way).
-    cubic : bool
-        Whether it is given cubic infill; the first weights were not.
     deviation_scale : float
         Times what the network says of its deviation: 1 in training, calibrated when it is exported.
     """
@@ -56,7 +54,6 @@ class CompactGenerator(nn.Module):
         widths: Sequence[int] = (24, 48, 96, 128, 160),
         blocks: Sequence[int] = (1, 1, 1, 2, 2),
         *,
-        cubic: bool = True,
         deviation_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -72,20 +69,18 @@ class CompactGenerator(nn.Module):
         self.options: dict[str, Any] = {
             "widths": list(widths),
             "blocks": list(blocks),
-            "cubic": cubic,
             "deviation_scale": deviation_scale,
         }
         self.size_multiple = max(2 ** len(widths), 2 * CELL)
-        self.enter = nn.Conv2d(4 * (len(CHANNELS) - (not cubic)), widths[0], 3, padding=1)
+        self.enter = nn.Conv2d(4 * len(CHANNELS), widths[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(width, n) for width, n in zip(widths, blocks, strict=True))
         pairs = list(pairwise(widths))
         self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.up = nn.ModuleList(_blocks(width, n) for width, n in zip(widths[:-1], blocks[:-1], strict=True))
-        self.leave = _begun_at_zero(nn.Conv2d(widths[0], 4 * 2 + cubic, 3, padding=1))
-        if cubic:
-            self.detail = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-            nn.init.dirac_(self.detail.weight)
+        self.leave = _begun_at_zero(nn.Conv2d(widths[0], 4 + 4 + 1, 3, padding=1))
+        self.detail = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        nn.init.dirac_(self.detail.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return mean and standard deviation.
@@ -100,11 +95,11 @@ class CompactGenerator(nn.Module):
         -------
         (batch, 2, rows, cols) Tensor
         """
-        linear, *cubic, sparse, mask, distance = functional.pixel_unshuffle(x, 2).split(4, 1)
+        linear, cubic, sparse, mask, distance = functional.pixel_unshuffle(x, 2).split(4, 1)
         mean, contrast = _local(linear.mean(1, keepdim=True))
         near = distance.clamp(max=FARTHEST_PX) / FARTHEST_PX
-        seen = [(part - mean) / contrast for part in (linear, *cubic)]
-        features = self.enter(torch.cat([*seen, (sparse - mask * mean) / contrast, mask, near], 1))
+        seen = [(linear - mean) / contrast, (cubic - mean) / contrast, (sparse - mask * mean) / contrast, mask, near]
+        features = self.enter(torch.cat(seen, 1))
         skips = []
         for blocks, coarser in zip(self.down, self.coarser, strict=False):
             features = blocks(features)
@@ -113,9 +108,8 @@ class CompactGenerator(nn.Module):
         features = self.down[-1](features)
         for i in reversed(range(len(skips))):
             features = self.up[i](self.finer[i](features) + skips[i])
-        residual, spread, *trust = self.leave(features).split(4, 1)
-        if trust:
-            residual = residual + trust[0] * self.detail(seen[1] - seen[0])
+        residual, spread, trust = self.leave(features).split([4, 4, 1], 1)
+        residual = residual + trust * self.detail(seen[1] - seen[0])
         deviation = (functional.softplus(spread) + LEAST_DEVIATION) * (self.deviation_scale * contrast)
         return torch.cat(
             [x[:, :1] + functional.pixel_shuffle(residual * contrast, 2), functional.pixel_shuffle(deviation, 2)], 1
