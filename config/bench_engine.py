@@ -21,7 +21,7 @@ from rich.table import Table
 from lowdose.config.errors import ConfigError
 from lowdose.config.figures import machine, run_ms, write_json
 from lowdose.config.options import require_writable
-from lowdose.reconstruction.engine_file import EngineFileError, read_engine_file
+from lowdose.reconstruction.engine_file import read_engine_file
 from lowdose.reconstruction.engines import RUNTIMES
 from lowdose.reconstruction.engines.choice import load_engine, matmul_gmac_per_s, path_of, precisions, why_not
 from lowdose.reconstruction.parity import relative_rms
@@ -120,12 +120,12 @@ def _require_runtimes(names: Sequence[str]) -> None:
 
 def _engine_file(name: str) -> EngineFile:
     """Return an engine file given by its path, as a shipped one or as a reference model, which is made when new."""
-    path = path_of(name)
-    if path is not None:
-        try:
+    try:
+        path = path_of(name)
+        if path is not None:
             return read_engine_file(path)
-        except EngineFileError as error:
-            raise ConfigError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     try:
         from lowdose.training.reference_models import REFERENCE_MODELS, reference_model
     except ImportError as error:
