@@ -20,10 +20,11 @@ SWITCH_INTERVAL_S = 0.0005
 """Longest time a thread keeps another waiting for the interpreter; Python's own is ten times that."""
 
 
-def prepare_process() -> None:
-    """Make a service process quick to react: higher priority where allowed, threads that let each other in."""
+def prepare_process(*, raised: bool = True) -> None:
+    """Make a service process quick to react: threads that let each other in, higher priority where allowed."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    raise_priority()
+    if raised:
+        raise_priority()
 
 
 def raise_priority() -> bool:

@@ -154,9 +154,19 @@ def build_recorder(settings: LowdoseSettings, path: Path) -> RecorderService:
 
 
 def build_reconstruction(settings: LowdoseSettings) -> ReconstructionService:
-    """Return the reconstruction service, its endpoint bound."""
+    """Return the reconstruction service, its endpoint bound, ready for the configured scan."""
     from lowdose.reconstruction.pipeline import Reconstructor
     from lowdose.reconstruction.service import ReconstructionService
 
     require_memory(settings.grid.build(), len(settings.scan.channels))
-    return ReconstructionService(Reconstructor([build_engine(stage) for stage in settings.stages]), settings.network)
+    reconstructor = Reconstructor([build_engine(stage) for stage in settings.stages])
+    reconstructor.warm_up(settings.grid.build().shape, len(settings.scan.channels), _first_path(settings))
+    return ReconstructionService(reconstructor, settings.network)
+
+
+def _first_path(settings: LowdoseSettings) -> ScanPath | None:
+    """Return the path that is scanned first; None for one that cannot be, as on the grid of a replay of another."""
+    try:
+        return make_paths(settings)[0]
+    except ConfigError:
+        return None

@@ -67,10 +67,13 @@ def _wait_for_parent(stop: threading.Event) -> None:
     stop.set()
 
 
-def run_service(service: Service, *, child: bool) -> None:
-    """Run a service until it fails or is told to end."""
+def run_service(service: Service, *, child: bool, may_be_late: bool = False) -> None:
+    """Run a service until it fails or is told to end.
+
+    One that may be late does not raise its priority: all cores in use for pictures must not hold up the beam's guard.
+    """
     stop = stop_event(child=child)
-    prepare_process()
+    prepare_process(raised=not may_be_late)
     try:
         service.start()
         while not stop.is_set() and not service.wait(LOOK_S):

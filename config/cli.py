@@ -126,7 +126,7 @@ def reconstruct(config: ConfigOption = None, overrides: Overrides = None, child:
     from lowdose.config.build import build_reconstruction
     from lowdose.config.child import run_service
 
-    run_service(build_reconstruction(settings_of(config, overrides)), child=child)
+    run_service(build_reconstruction(settings_of(config, overrides)), child=child, may_be_late=True)
 
 
 @app.command()

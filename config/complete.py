@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 
 from lowdose.acquisition.exporting import FORMATS, LAYERS, ExportFrame, ExportPlan, Layer, export_frames
 from lowdose.acquisition.recording import versions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from lowdose.reconstruction.engine import EngineInfo, Target
 
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DWELL_TIME_US = 1.0
 """Of positions that only choose pixels."""
 ESTIMATES: dict[Target, str] = {
@@ -91,7 +93,7 @@ def run_complete(path: Path, measured: Measured, *, engine: str, form: str, out:
         raise ConfigError(f"unknown --format '{form}': {nearest_name(form, FORMATS)}")
     require_name(path)
     out = out or path.with_name(f"{path.stem}-completed{FORMATS[form][0]}")
-    require_place(out)
+    require_place(out, form)
     stored = read_image(path, 0)
     if stored.n_images != 1:
         raise ConfigError(f"{path} holds {stored.n_images} images: expected one, export it alone")
@@ -99,7 +101,8 @@ def run_complete(path: Path, measured: Measured, *, engine: str, form: str, out:
     pixel_size_nm = stored.facts.pixel_size_nm
     grid = ScanGrid((rows, cols)) if pixel_size_nm is None else ScanGrid((rows, cols), pixel_size_nm)
     mask = measured.of(path, stored.values, grid)
-    done = completed(stored.values, mask, engine=build_engine(StageSettings(complete=engine)))
+    with Console(stderr=True).status(f"completing {rows} x {cols} pixels"):
+        done = completed(stored.values, mask, engine=build_engine(StageSettings(complete=engine)))
     plan = _plan(path, grid, done.image.shape[0] // rows, done.info, calibrated=pixel_size_nm is not None)
     layers: dict[Layer, NDArray[Any]] = {
         "sparse": np.where(mask, stored.values, 0)[None].astype(np.float32),
@@ -121,7 +124,7 @@ def run_complete(path: Path, measured: Measured, *, engine: str, form: str, out:
 
 def _errors(truth: NDArray[Any], mask: NDArray[np.bool_], done: Completed) -> str:
     """Return how far off a completion is from the whole picture it was tried on, for people."""
-    linear = completed(truth, mask, engine=LinearEngine()).image
+    linear = completed(truth, mask, engine=LinearEngine(), maps=done.maps).image
     targets = {"the picture": truth, "the picture blurred 5×5": blurred(truth.astype(np.float32), "blurred_5x5")}
     found = {name: (_rms(done.image, target), _rms(linear, target)) for name, target in targets.items()}
     return "RMS error against " + ", ".join(
@@ -138,6 +141,8 @@ def _mask_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     stored = read_image(path, 0)
     if stored.n_images != 1:
         raise ConfigError(f"--mask {path} holds {stored.n_images} images: expected one, export it alone")
+    if path.suffix.lower() in LOSSY_SUFFIXES:
+        raise ConfigError(f"--mask {path} is JPEG, which leaves no pixel 0: store the mask as PNG, TIFF or NPY")
     mask = stored.values
     if mask.shape != shape:
         raise ConfigError(f"--mask {path} has {mask.shape} pixels, the picture {shape}: they must be of one size")

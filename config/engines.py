@@ -8,8 +8,15 @@ from lowdose.config.errors import ConfigError
 from lowdose.config.registry import plug_in_class
 from lowdose.reconstruction.engine import EngineInfo
 from lowdose.reconstruction.engine_file import read_engine_file
-from lowdose.reconstruction.engines import AUTO
-from lowdose.reconstruction.engines.choice import engine_named, load_engine, path_of, precisions, why_not
+from lowdose.reconstruction.engines import AUTO, ENGINES
+from lowdose.reconstruction.engines.choice import (
+    engine_named,
+    load_engine,
+    path_of,
+    precisions,
+    unknown_engine,
+    why_not,
+)
 from lowdose.reconstruction.tiling import Tiled, require_tiles
 
 if TYPE_CHECKING:
@@ -25,6 +32,8 @@ def require_engine(stage: StageSettings) -> EngineFile | None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if path is None:
+        if stage.complete not in ENGINES and ":" not in stage.complete:
+            raise ConfigError(unknown_engine(stage.complete))
         _require_no_options(stage)
         plug_in_class("engine", stage.complete, local=True)
         return None

@@ -80,6 +80,8 @@ def run_evaluation(
         made |= deconvolved(made)
     require_comparable(made)
     if out is not None:
+        if (out / "evaluation.json").exists():
+            raise ConfigError(f"{out} holds a report already: name another folder with --out")
         _make_folder(out)
         require_writable(out / "report.md", out / "evaluation.json")
     with _progress() as progress:

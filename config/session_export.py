@@ -38,6 +38,7 @@ from lowdose.config.session import scan_metadata
 from lowdose.reconstruction.engines import AUTO
 from lowdose.reconstruction.pipeline import UNCERTAINTY_ORDER, Reconstructor
 from lowdose.scan_patterns.checks import nearest_name, printable
+from lowdose.simulator.image_files import READERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 RECORDED = "recorded"
 """Stands for the completed frames of the session itself, where an engine is named."""
+SUFFIXES = frozenset({*READERS, *(suffix for suffix, _ in (FORMATS | POINT_FORMATS).values() if suffix)})
+"""Of files that a folder, or a file of another format, must not be named like."""
 MAPS_WAIT_S = 120.0
 MAX_DIGITS = 19
 """Of a frame's index, which is below 2^63."""
@@ -143,7 +146,7 @@ def run_export(path: Path, form: str, selection: Selection, out: Path | None) ->
         raise ConfigError(f"unknown --format '{form}': {nearest_name(form, [*FORMATS, *POINT_FORMATS])}")
     require_name(path)
     out = out or default_out(path, form, selection.scan)
-    require_place(out)
+    require_place(out, form)
     _require_engine(form, selection)
     summary = summarise(path)
     if not summary.report.whole:
@@ -168,9 +171,16 @@ def require_name(path: Path) -> None:
         raise ConfigError(f"expected the name of a file, got '{path}'")
 
 
-def require_place(out: Path) -> None:
-    """Raise ConfigError unless there is a folder for what is to be written, and nothing of that name in it."""
+def require_place(out: Path, form: str) -> None:
+    """Raise ConfigError unless there is a folder for what is to be written, and nothing of that name in it.
+
+    Neither may its name be that of a file of another format.
+    """
     require_name(out)
+    suffix = (FORMATS | POINT_FORMATS)[form][0]
+    if out.suffix != suffix and out.suffix.lower() in SUFFIXES:
+        made = f"NAME{suffix}" if suffix else "a folder of TIFF files"
+        raise ConfigError(f"--format {form} writes {made}, got --out {printable(str(out))}: name it so")
     folder = out.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"cannot write {printable(str(out))}: there is no folder {printable(str(folder))}")

@@ -23,15 +23,16 @@ MAX_VALUE = 1e30
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A completed picture and its uncertainty, both (rows, cols) float32, and the engine that made them."""
+    """A completed picture and its uncertainty, both (rows, cols) float32, the engine that made them, and the maps."""
 
     image: NDArray[np.float32]
     uncertainty: NDArray[np.float32]
     info: EngineInfo
+    maps: PathMaps
 
 
-def completed(values: NDArray[Any], mask: NDArray[Any], *, engine: Engine) -> Completed:
-    """Return a completed picture; see `lowdose.reconstruction.complete`."""
+def completed(values: NDArray[Any], mask: NDArray[Any], *, engine: Engine, maps: PathMaps | None = None) -> Completed:
+    """Return a completed picture; see `lowdose.reconstruction.complete`. Maps of the mask need not be made twice."""
     if not (hasattr(engine, "info") and hasattr(engine, "run")):
         raise ValueError(f"engine must be the name of one, or have info and run, got {type(engine).__name__}")
     values, mask = np.asarray(values), np.asarray(mask)
@@ -44,15 +45,16 @@ def completed(values: NDArray[Any], mask: NDArray[Any], *, engine: Engine) -> Co
     scale = float(seen.std()) or abs(offset) or 1.0  # amperes or counts: float32 is to hold what matters
     plain = np.zeros(values.shape, np.float32)
     plain[measured] = (seen - offset) / scale
+    maps = maps or all_maps(measured)
     reconstructor = Reconstructor([engine])
     try:
         hits = measured.astype(np.uint16)
-        (image,), (uncertainty,), info = reconstructor.complete_values(plain[None], hits, all_maps(measured))
+        (image,), (uncertainty,), info = reconstructor.complete_values(plain[None], hits, maps)
     finally:
         reconstructor.close()
     if reconstructor.engine_failures:
         raise RuntimeError(f"engine '{engine.info.name}' failed: {reconstructor.engine_error}")
-    return Completed((image * scale + offset).astype(np.float32), (uncertainty * scale).astype(np.float32), info)
+    return Completed((image * scale + offset).astype(np.float32), (uncertainty * scale).astype(np.float32), info, maps)
 
 
 def all_maps(mask: NDArray[np.bool_]) -> PathMaps:

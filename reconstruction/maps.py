@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -64,14 +65,23 @@ class MapCache:
             self._kept.setdefault(digest, _Kept(maps, (mask, nearest)))
             while len(self._kept) > 1 and sum(kept.maps.distance.size for kept in self._kept.values()) > PIXELS_KEPT:
                 self._kept.popitem(last=False)
-            self._changed.notify()
+            self._changed.notify_all()
+        return maps
+
+    def wait(self, digest: str, mask: NDArray[np.bool_], timeout_s: float) -> PathMaps:
+        """Return the maps of a path once all are there, or after a time as far as they are."""
+        deadline_s = time.monotonic() + timeout_s
+        while (maps := self.get(digest, mask)).linear is None and (left_s := deadline_s - time.monotonic()) > 0:
+            with self._changed:
+                if digest in self._kept and self._kept[digest].maps.linear is None:
+                    self._changed.wait(left_s)
         return maps
 
     def close(self) -> None:
         """Compute no more maps than the one under way; twice is fine."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _compute(self) -> None:
         while (missing := self._wait_for_missing()) is not None:
@@ -83,6 +93,7 @@ class MapCache:
             with self._changed:
                 if digest in self._kept:
                     self._kept[digest] = _Kept(maps, None)
+                self._changed.notify_all()
 
     def _wait_for_missing(self) -> tuple[str, PathMaps, _Order] | None:
         """Return the path used last whose linear map is missing, when there is one; None at the end."""

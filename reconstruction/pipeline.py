@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lowdose.reconstruction.engine import Channel, Engine, EngineInfo
     from lowdose.reconstruction.infill import PathMaps
     from lowdose.reconstruction.normalise import Normalisation
+    from lowdose.scan_patterns.path import ScanPath
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ MAX_ERROR = 200
 
 DENSER = 2
 """Times an engine's most coverage: so much denser it may still be used; denser pictures are shown as measured."""
+
+WARM_UP_S = 10.0
+"""Waited at most for the first path's linear map; that of more than 2,000 x 2,000 pixels takes longer."""
+
+WARM_UP_STEP_PX = 12
+"""Of the lattice on which engines are run first: 1/144, as sparse as any learned."""
 
 UNCERTAINTY_ORDER = ("none", "placeholder", "calibrated")
 
@@ -100,6 +107,33 @@ class Reconstructor:
     def name(self) -> str:
         """Names of the stages, for people."""
         return " + ".join(stage.info.name for stage in self._stages)
+
+    def warm_up(self, shape: tuple[int, int], n_channels: int, path: ScanPath | None) -> None:
+        """Make everything ready that the first frame would wait for, as far as it can be within `WARM_UP_S`.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Of the pictures to come.
+        n_channels : int
+            Detector channels.
+        path : ScanPath or None
+            The first that will be scanned, if it is known.
+        """
+        if path is not None:
+            self._maps.wait(path.digest, path.mask, WARM_UP_S)
+        mask = np.zeros(shape, bool)
+        mask[::WARM_UP_STEP_PX, ::WARM_UP_STEP_PX] = True
+        maps = maps_at_once(mask)
+        picture = _Picture(
+            np.zeros((n_channels, len(maps.nearest.visited)), np.float32), mask.astype(np.uint16), maps, ""
+        )
+        for stage in self._stages:
+            try:
+                picture = _everywhere_measured(self._run_engine(stage, picture).image)
+            except Exception as error:  # it will be told and counted on the first frame
+                logger.debug("engine '%s' failed before the first frame: %s", stage.info.name, error)
+                return
 
     def prepare(self, start: ScanStart) -> None:
         """Compute the maps of a scan's first path before its first frame comes; linear may follow in the background."""

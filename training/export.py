@@ -152,6 +152,9 @@ def _onnx_bytes(network: nn.Module, example: torch.Tensor, precision: Precision)
     for node in model.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = name.removeprefix(PREFIX)
+    graph = model.graph
+    for told in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del told.metadata_props[:]  # where in which file of whose machine a layer was called
     serialised: bytes = model.SerializeToString()
     return serialised
 

@@ -66,12 +66,14 @@ def export_run(
 
 
 def _require_place(out: Path) -> None:
-    """Raise ExportError unless an engine file and its card can lie there; only an earlier card is replaced."""
+    """Raise ExportError unless an engine file and its card can lie there; only an earlier one of both is replaced."""
     if out.suffix != ".onnx" or out.is_dir():
         raise ExportError(f"an engine file is called NAME.onnx, got {out}{' (a folder)' if out.is_dir() else ''}")
     if not out.parent.is_dir():
         raise ExportError(f"there is no folder {out.parent} to write {out.name} into: make it, or choose another --out")
     card = card_path(out)
+    if out.exists() and not card.exists():
+        raise ExportError(f"{out} exists and is no engine file, for it has no card: choose another --out")
     if card.exists() and not _is_card(card):
         raise ExportError(
             f"{card} holds something else, and {out.name} needs that name for its card: choose another --out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ class FrameCounters:
 
     def __init__(self) -> None:
         self.shown = 0
+        self.by_engine: Counter[str] = Counter()
         self._spanned = 0
         self._complete_shown = 0
         self._newest_complete: tuple[str, int] | None = None
@@ -42,6 +43,7 @@ class FrameCounters:
     def count_shown(self, frame: DenseFrame, t_ns: int) -> None:
         """Note a frame as shown at `t_ns`; its latency counts from the last sample in it."""
         self.shown += 1
+        self.by_engine[frame.engine] += 1
         self._complete_shown += frame.complete
         self._first_shown_ns = self._first_shown_ns or t_ns
         self._shown_ns.append(t_ns)

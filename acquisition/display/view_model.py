@@ -237,6 +237,7 @@ class ViewModel:
             "gaps": self.gaps,
             **{name: microscope.get(name) for name in names},
             "engine": self.engine,
+            "frames_by_engine": dict(self._counters.by_engine),
             "engine_failures": self.reconstruction.get("engine_failures", 0),
             "fps": round(self._counters.fps, 2),
             "latency_ms": latency,

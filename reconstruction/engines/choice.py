@@ -64,6 +64,11 @@ def path_of(name: str) -> Path | None:
     return shipped().get(name) or (Path(name).expanduser() if name.endswith(".onnx") else None)
 
 
+def unknown_engine(name: str) -> str:
+    """Return what to tell of a name that stands for no engine."""
+    return f"unknown engine '{name}': {nearest_name(name, [*ENGINES, *shipped(), AUTO])}, or NAME.onnx"
+
+
 def engine_named(name: str) -> Engine:
     """Return an engine for pictures of any size, by "auto", a row of `ENGINES`, a shipped engine file, or a path.
 
@@ -76,7 +81,7 @@ def engine_named(name: str) -> Engine:
         return Tiled(load_engine(read_engine_file(path)))
     target = ENGINES.get(name)
     if target is None:
-        raise ValueError(f"unknown engine '{name}': {nearest_name(name, [*ENGINES, *shipped(), AUTO])}, or NAME.onnx")
+        raise ValueError(unknown_engine(name))
     module, _, cls = target.partition(":")
     made: Engine = getattr(import_module(module), cls)()
     return made

@@ -24,6 +24,12 @@ MOST_CONTRAST = 30.0
 """Of a pixel, in standard deviations of the measured values: squares of more, summed over a cell, pass FP16's limit."""
 MOST_LEVELS, MOST_BLOCKS = 8, 64
 """What a card may ask for before its weights are compared."""
+FAR_DEVIATION = 2**0.5
+"""In standard deviations of the measured values, beyond `FARTHEST_PX`: what is shown there and what is there are two
+draws of one distribution."""
+LOW_PASS = (10 / 16, 4 / 16, -1 / 16)
+"""Along each axis, from the centre outwards: passes 0.99 at a tenth of a cycle per pixel, 0.57 at 0.3, nothing at 0.5.
+A picture blurred 5 x 5 holds next to nothing so fine."""
 CELL = 8
 """Local means and contrasts are those of cells of so many folded pixels, 16 of the picture, and their neighbours."""
 
@@ -34,8 +40,9 @@ class CompactGenerator(nn.Module):
     Everything is seen less the local mean and over the local contrast of the linear infill, so that detail in a dark
     corner counts as much as any. The picture is folded by 2 into channels, so that full-size convolutions, which cost
     most, are none. Each level halves it again; the way up adds the features of the way down. What cubic infill has
-    beyond linear is filtered and added as far as the network trusts it here. The last layer begins at zero: an
-    untrained network is linear infill.
+    beyond linear is filtered and added as far as the network trusts it here. What comes out is low-passed as the target
+    is. The last layer begins at zero: an untrained network is linear infill. Far from everything measured the
+    deviation is that of the measured values, which must come normalised by it.
 
     Parameters
     ----------
@@ -111,9 +118,24 @@ class CompactGenerator(nn.Module):
         residual, spread, trust = self.leave(features).split([4, 4, 1], 1)
         residual = residual + trust * self.detail(seen[1] - seen[0])
         deviation = (functional.softplus(spread) + LEAST_DEVIATION) * (self.deviation_scale * contrast)
-        return torch.cat(
-            [x[:, :1] + functional.pixel_shuffle(residual * contrast, 2), functional.pixel_shuffle(deviation, 2)], 1
-        )
+        picture = _low_passed(x[:, :1] + functional.pixel_shuffle(residual * contrast, 2))
+        far = FAR_DEVIATION * (x[:, -1:] / FARTHEST_PX - 1).clamp(0, 1)
+        return torch.cat([picture, torch.maximum(functional.pixel_shuffle(deviation, 2), far)], 1)
+
+
+def _low_passed(picture: torch.Tensor) -> torch.Tensor:
+    """Return pictures by `LOW_PASS` along both axes, edges repeated; as sums, for convolutions may round to BF16."""
+    centre, *beside = LOW_PASS
+    for axis in (2, 3):
+        n = picture.shape[axis]
+        first, last = picture.narrow(axis, 0, 1), picture.narrow(axis, n - 1, 1)
+        reach = len(beside)
+        padded = torch.cat([first] * reach + [picture] + [last] * reach, axis)
+        moved = [padded.narrow(axis, k, n) for k in range(2 * reach + 1)]
+        picture = centre * picture
+        for k, weight in enumerate(beside, 1):
+            picture = picture + weight * (moved[reach - k] + moved[reach + k])
+    return picture
 
 
 def _local(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from lowdose.config import complete as complete_command
 from lowdose.config.complete import Measured, run_complete
@@ -156,6 +157,24 @@ def test_what_does_not_say_what_was_measured_is_refused(tmp_path, measured, comp
     np.save(tmp_path / "whole.npy", RAMP)
     with pytest.raises(ConfigError, match=complaint):
         run(tmp_path / "whole.npy", measured)
+
+
+def test_a_lossy_mask_is_refused(tmp_path, picture):
+    Image.fromarray(EVERY_FOURTH.astype(np.uint8) * 255).save(tmp_path / "mask.jpg")
+    with pytest.raises(ConfigError, match=r"mask\.jpg is JPEG, which leaves no pixel 0: store the mask as PNG"):
+        run(picture, Measured(mask=tmp_path / "mask.jpg"))
+
+
+@pytest.mark.parametrize(("form", "out"), [("tiff", "done.tif"), ("tiff", "done.hspy"), ("hspy", "done.TIF")])
+def test_what_is_written_is_not_named_like_a_file_of_another_format(picture, tmp_path, form, out):
+    with pytest.raises(ConfigError, match=rf"--format {form} writes .*, got --out .*{out}: name it so"):
+        run(picture, form=form, out=tmp_path / out)
+    assert not (tmp_path / out).exists()
+
+
+def test_the_engine_that_was_meant_is_named(picture):
+    with pytest.raises(ConfigError, match="unknown engine 'live_defaul': did you mean 'live_default'"):
+        run(picture, engine="live_defaul")
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):

@@ -73,6 +73,13 @@ def test_an_irregular_mask_is_triangulated_in_the_background_once(cache, gate):
     assert len(gate.asked) == 1
 
 
+def test_maps_may_be_waited_for_and_not_for_ever(cache, gate):
+    assert cache.wait("irregular", random_mask(), timeout_s=0.01).linear is None
+    gate.set()
+    assert cache.wait("irregular", random_mask(), timeout_s=10).linear is not None
+    assert len(gate.asked) == 1
+
+
 def test_a_triangulation_that_fails_leaves_nearest(cache, monkeypatch, caplog):
     monkeypatch.setattr(maps, "linear_map", lambda mask, nearest: 1 / 0)
     cache.get("irregular", random_mask())

@@ -107,6 +107,38 @@ def test_nearest_is_shown_and_named_until_linear_is_ready(linear, monkeypatch):
     assert linear.complete(sparse, start).engine == "linear"
 
 
+class Watched:
+    """Linear infill that counts its runs and can be told to fail."""
+
+    info = LinearEngine().info
+
+    def __init__(self, error=None):
+        self.shapes, self.error = [], error
+
+    def run(self, inputs):
+        self.shapes.append(inputs.shape)
+        if self.error is not None:
+            raise self.error
+        return LinearEngine().run(inputs)
+
+
+def test_warmed_up_the_first_frame_of_the_scan_is_made_as_all_later_ones():
+    start, engine = scan_of(channels=("HAADF", "BF")), Watched()
+    reconstructor = Reconstructor([engine])
+    reconstructor.warm_up(GRID.shape, 2, start.paths[0])
+    assert engine.shapes == [(2, len(engine.info.channels), 64, 64)]
+    frame = reconstructor.complete(frame_of(start, np.ones((2, len(start.paths[0])))), start)
+    reconstructor.close()
+    assert frame.engine == "linear"
+
+
+def test_an_engine_that_fails_is_told_with_the_first_frame_not_before():
+    reconstructor = Reconstructor([Watched(RuntimeError("no"))])
+    reconstructor.warm_up(GRID.shape, 1, None)
+    reconstructor.close()
+    assert reconstructor.engine_failures == 0
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (512, 512)], ids=str)
 def test_every_frame_of_an_interlaced_cycle_is_linear_from_the_first_on_and_made_of_its_own_pixels(linear, shape):
     start = interlaced_scan(shape, 5)

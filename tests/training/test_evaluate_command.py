@@ -76,6 +76,13 @@ def test_command_prints_tables_and_writes_report_and_json(folder, tmp_path, caps
     assert (out / "report.md").exists()
 
 
+def test_folder_that_holds_a_report_is_left_as_it_is(folder, tmp_path):
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a report already: name another folder with --out"):
+        run_evaluation([folder], **{**OPTIONS, "out": tmp_path})
+    assert (tmp_path / "evaluation.json").read_text() == "{}"
+
+
 def test_where_takes_a_value_a_list_or_a_limit(folder):
     def names(*where):
         return [file.path.name for file in listed_images([folder], where)]

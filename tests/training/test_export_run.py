@@ -62,6 +62,12 @@ def test_card_does_not_say_where_examples_were_kept(tmp_path):
     assert recipe_of_card["data"]["crop_px"] == 32
 
 
+def test_engine_file_does_not_say_where_it_was_made(tmp_path):
+    written = export_run(trained(tmp_path, "completion"), tmp_path / "engine.onnx").path.read_bytes()
+    assert b".py" not in written
+    assert str(tmp_path).encode() not in written
+
+
 def test_card_takes_the_errors_of_this_engine_from_evaluations(tmp_path):
     run = trained(tmp_path, "completion")
     digest = export_run(run, tmp_path / "e.onnx").info.digest
@@ -243,6 +249,13 @@ def test_place_where_no_engine_file_can_lie_is_refused_before_anything_is_read(o
         export_run(tmp_path / "none", tmp_path / out)
     assert (tmp_path / "run.json").read_text() == '{"seed": 0}'
     assert not (tmp_path / "run.onnx").exists()
+
+
+def test_file_without_a_card_is_not_replaced(tmp_path):
+    (tmp_path / "mine.onnx").write_text("hello")
+    with pytest.raises(ExportError, match=r"mine\.onnx exists and is no engine file, for it has no card"):
+        export_run(tmp_path / "none", tmp_path / "mine.onnx")
+    assert (tmp_path / "mine.onnx").read_text() == "hello"
 
 
 def test_earlier_engine_file_may_be_replaced_and_is_left_by_a_full_disk(tmp_path):

@@ -150,7 +150,8 @@ def test_summary_has_the_stable_names(make_frame, make_report):
     show(model, make_frame(0))
     summary = model.summary()
     names = "frames acquired skipped dropped gaps pattern coverage coverage_nominal dwell_time_us dose_e_per_a2"
-    names += " dose_visited_e_per_a2 engine engine_failures fps latency_ms state alarm late blocks_lost blocks_refused"
+    names += " dose_visited_e_per_a2 engine frames_by_engine engine_failures fps latency_ms state alarm late"
+    names += " blocks_lost blocks_refused"
     assert list(summary) == names.split()
     assert (summary["acquired"], summary["pattern"], summary["engine"]) == (7, "spiral", "nearest")
     assert list(summary["latency_ms"]) == ["p50", "p90", "p99", "max"]
