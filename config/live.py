@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -94,6 +95,7 @@ def run_display(
     except (OSError, RuntimeError) as error:  # a display that is started again would only scan once more for nothing
         print(f"error: {error}", file=sys.stderr)
         sys.exit(CUT_SHORT if child else FAILED)
+    gc.freeze()  # the interpreter's last collection, of a whole window, takes longer than the supervisor waits
     counted = headless or (frames is not None and model.scan_is_over())  # else a person has closed the window
     if counted and _cut_short(model, frames, stop):
         sys.exit(CUT_SHORT if child else FAILED)
