@@ -3,22 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LIVE := $(VENV)/.live
 STUBS := .typing/stubs/tensorrt
 PYTEST := QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest
 ARGS ?=
 
 .PHONY: live test test-all lint types floors fast wheel bench constraints clean
 
+# What operators need: no torch.
+$(LIVE): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .
+	touch $(LIVE)
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1" # knows --group
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[export,train]" --group dev
-	touch $(READY)
+	touch $(READY) $(LIVE)
 
-live: $(READY)
+live: $(LIVE)
 	@$(BIN)/lowdose live $(ARGS)
 
-bench: $(READY)
+bench: $(LIVE)
 	@$(BIN)/lowdose bench latency $(ARGS)
 
 # TensorRT's stubs want its libraries, which this needs not: they are fetched alone, for pyright alone (mypy cannot parse them).
