@@ -41,7 +41,10 @@ DENSER = 2
 """Times an engine's most coverage: so much denser it may still be used; denser pictures are shown as measured."""
 
 WARM_UP_S = 10.0
-"""Waited at most for the first path's linear map; that of more than 2,000 x 2,000 pixels takes longer."""
+"""Waited at most for the first path's linear map."""
+
+WARM_UP_PIXELS = 1 << 22
+"""Larger pictures take longer than a start may: they begin with nearest infill."""
 
 WARM_UP_STEP_PX = 12
 """Of the lattice on which engines are run first: 1/144, as sparse as any learned."""
@@ -109,7 +112,7 @@ class Reconstructor:
         return " + ".join(stage.info.name for stage in self._stages)
 
     def warm_up(self, shape: tuple[int, int], n_channels: int, path: ScanPath | None) -> None:
-        """Make everything ready that the first frame would wait for, as far as it can be within `WARM_UP_S`.
+        """Make everything ready that the first frame would wait for, as far as that takes seconds.
 
         Parameters
         ----------
@@ -120,6 +123,8 @@ class Reconstructor:
         path : ScanPath or None
             The first that will be scanned, if it is known.
         """
+        if math.prod(shape) > WARM_UP_PIXELS:
+            return
         if path is not None:
             self._maps.wait(path.digest, path.mask, WARM_UP_S)
         mask = np.zeros(shape, bool)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 KEYS = {
     *("frames", "acquired", "skipped", "dropped", "gaps", "pattern", "coverage", "coverage_nominal", "dwell_time_us"),
     *("dose_e_per_a2", "dose_visited_e_per_a2", "engine", "fps", "latency_ms", "state", "alarm", "late"),
-    *("blocks_lost", "blocks_refused", "engine_failures"),
+    *("blocks_lost", "blocks_refused", "engine_failures", "frames_by_engine"),
 }
 SERVICES = {"microscope", "reconstruct", "display"}
 END_S = 5.0

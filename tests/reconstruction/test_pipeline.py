@@ -132,6 +132,14 @@ def test_warmed_up_the_first_frame_of_the_scan_is_made_as_all_later_ones():
     assert frame.engine == "linear"
 
 
+def test_pictures_that_take_longer_than_a_start_may_are_not_waited_for():
+    engine = Watched()
+    reconstructor = Reconstructor([engine])
+    reconstructor.warm_up((4096, 4096), 1, None)
+    reconstructor.close()
+    assert not engine.shapes
+
+
 def test_an_engine_that_fails_is_told_with_the_first_frame_not_before():
     reconstructor = Reconstructor([Watched(RuntimeError("no"))])
     reconstructor.warm_up(GRID.shape, 1, None)

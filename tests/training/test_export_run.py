@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from lowdose.reconstruction.engine_file import read_engine_file
+from lowdose.reconstruction.engine_file import card_path, read_engine_file
 from lowdose.reconstruction.engines.torch_engine import TorchEngine
 from lowdose.training import export_run as export_run_module
 from lowdose.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
@@ -22,7 +24,7 @@ from tests.training.runs import recipe
 from tests.training.test_checkpoint import files_no_larger_than
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from lowdose.reconstruction.engine_file import EngineFile
 
 
 def trained(folder: Path, name: str, *overrides: str, steps: int = 2) -> Path:
@@ -36,10 +38,16 @@ def content_of(run: Path) -> dict[str, Any]:
     return load_checkpoint(path)
 
 
-def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
-    run = trained(tmp_path, "completion")
-    written = export_run(run, tmp_path / "engine.onnx", precision="FP32")
-    card = read_engine_file(written.path).card
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, EngineFile]:
+    """Return a run whose examples were kept in a folder, and its engine file: an export takes seconds."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = trained(folder, "completion", f"data.cache={folder / 'kept'}")
+    return run, export_run(run, folder / "engine.onnx")
+
+
+def test_card_says_what_a_network_was_trained_for_on_and_how(exported):
+    card = read_engine_file(exported[1].path).card
     assert (card.info.name, card.info.task, card.info.scale) == ("small_completion", "complete", 1)
     assert card.info.channels == ("linear", "cubic", "sparse", "mask", "distance")
     assert (card.info.normalisation, card.info.target, card.info.size_multiple) == ("mean_std", "blurred_5x5", 16)
@@ -55,26 +63,28 @@ def test_card_says_what_a_network_was_trained_for_on_and_how(tmp_path):
     assert all(row["licence"] for row in card.training_data)
 
 
-def test_card_does_not_say_where_examples_were_kept(tmp_path):
-    run = trained(tmp_path, "completion", f"data.cache={tmp_path / 'kept'}")
-    recipe_of_card = export_run(run, tmp_path / "engine.onnx").card.provenance["recipe"]
+def test_neither_file_says_where_it_was_made_nor_where_examples_were_kept(exported):
+    run, written = exported
+    recipe_of_card = written.card.provenance["recipe"]
     assert "cache" not in recipe_of_card["data"]
     assert recipe_of_card["data"]["crop_px"] == 32
+    for path in (written.path, card_path(written.path)):
+        assert str(run.parent).encode() not in path.read_bytes()
+    assert b".py" not in written.path.read_bytes()
 
 
-def test_engine_file_does_not_say_where_it_was_made(tmp_path):
-    written = export_run(trained(tmp_path, "completion"), tmp_path / "engine.onnx").path.read_bytes()
-    assert b".py" not in written
-    assert str(tmp_path).encode() not in written
+def copied(written: EngineFile, folder: Path) -> Path:
+    shutil.copy(card_path(written.path), folder)
+    return Path(shutil.copy(written.path, folder))
 
 
-def test_card_takes_the_errors_of_this_engine_from_evaluations(tmp_path):
-    run = trained(tmp_path, "completion")
-    digest = export_run(run, tmp_path / "e.onnx").info.digest
+def test_card_takes_the_errors_of_this_engine_from_evaluations_and_an_earlier_one_is_replaced(exported, tmp_path):
+    run, written = exported
+    path, digest = copied(written, tmp_path), written.info.digest
     for noise, rms in (("none", 0.5), ("counts", 0.75)):
         write_evaluation(tmp_path / f"{noise}.json", noise, rms, digest)
-    export_run(run, tmp_path / "e.onnx", evaluations=[tmp_path / "none.json", tmp_path / "counts.json"])
-    card = read_engine_file(tmp_path / "e.onnx").card
+    export_run(run, path, evaluations=[tmp_path / "none.json", tmp_path / "counts.json"])
+    card = read_engine_file(path).card
     assert card.info.digest == digest
     assert [(row["noise"], row["rms"]) for row in card.errors] == [("none", 0.5), ("counts", 0.75)]
 
@@ -84,11 +94,10 @@ def write_evaluation(path: Path, noise: str, rms: float, digest: str) -> None:
     path.write_text(json.dumps({"noise": noise, "rows": [{"engine": "linear", "engine_digest": "", "rms": 2.0}, own]}))
 
 
-def test_errors_found_with_another_engine_file_are_refused_and_nothing_written(tmp_path):
-    run = trained(tmp_path, "completion")
+def test_errors_found_with_another_engine_file_are_refused_and_nothing_written(exported, tmp_path):
     write_evaluation(tmp_path / "none.json", "none", 0.5, digest="0" * 32)
     with pytest.raises(ExportError, match=r"errors were found with the engine file of digest 0{32}, this one has"):
-        export_run(run, tmp_path / "e.onnx", evaluations=[tmp_path / "none.json"])
+        export_run(exported[0], tmp_path / "e.onnx", evaluations=[tmp_path / "none.json"])
     assert not (tmp_path / "e.onnx").exists()
 
 
@@ -258,12 +267,12 @@ def test_file_without_a_card_is_not_replaced(tmp_path):
     assert (tmp_path / "mine.onnx").read_text() == "hello"
 
 
-def test_earlier_engine_file_may_be_replaced_and_is_left_by_a_full_disk(tmp_path):
-    run = trained(tmp_path, "completion")
-    first = export_run(run, tmp_path / "engine.onnx", precision="FP32")
+def test_earlier_engine_file_is_left_by_a_full_disk(exported, tmp_path):
+    run, written = exported
+    path = copied(written, tmp_path)
     with (
         files_no_larger_than(1000),
         pytest.raises(OSError, match=r"cannot write .*engine\.onnx: File too large\. Free some space"),
     ):
-        export_run(run, tmp_path / "engine.onnx", precision="FP16")
-    assert read_engine_file(first.path) == first
+        export_run(run, path, precision="FP32")
+    assert read_engine_file(path).card == written.card
