@@ -164,7 +164,7 @@ def _leave_behind(model: ViewModel, picture: Path | None, json_file: Path | None
         latency, failed = summary["latency_ms"], summary["engine_failures"]
         failures = f" ({failed} frames without it: it failed)" if failed else ""
         others = {name: n for name, n in summary["frames_by_engine"].items() if name != summary["engine"]}
-        failures += "".join(f" ({n} of them by {name})" for name, n in others.items())
+        failures += "".join(f" ({n} by {name})" for name, n in others.items())
         print(
             f"{summary['frames']} frames shown, {summary['acquired']} acquired, {summary['skipped']} skipped, "
             f"{summary['dropped']} blocks dropped, {summary['gaps']} gaps; {summary['pattern']} coverage "
